@@ -1,0 +1,107 @@
+"""One frozen settings object, read from the environment once at start; secrets are masked wherever it is printed."""
+
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dionysus_sync_mcp.domain.errors import SettingsError
+
+EMBEDDED = "embedded:"
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+Neo4jVersion = Literal["5.26.31", "2026.09.0"]
+
+
+class Settings(BaseSettings):
+    """Every setting, under the name of its environment variable in lower case."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
+
+    database_url: SecretStr = Field(default=SecretStr(EMBEDDED), description="PostgreSQL URL of the local store.")
+    neo4j_uri: str = Field(default=EMBEDDED, description="Bolt URI of the remote store.")
+    neo4j_user: str = "neo4j"
+    neo4j_password: SecretStr = SecretStr("")
+    neo4j_database: str = "neo4j"
+    ollama_url: str = "http://127.0.0.1:11434"
+    ollama_embed_model: str = "nomic-embed-text"
+
+    dionysus_home: Path | None = Field(default=None, description="Where embedded services keep programs and data.")
+    dionysus_schema: str = Field(default="public", min_length=1, max_length=63, description="Schema of `memories`.")
+    dionysus_project: str | None = Field(default=None, description="Name of this project.")
+    claude_project_dir: Path | None = Field(default=None, description="The project's folder, set by Claude Code.")
+    claude_code_session_id: str | None = Field(default=None, description="Session id, set by Claude Code.")
+    dionysus_session_file: Path | None = None
+    dionysus_session_idle_minutes: int = Field(default=30, ge=1)
+    dionysus_allow_plaintext: bool = Field(default=False, description="Allow plain bolt:// to another host.")
+    dionysus_neo4j_version: Neo4jVersion = Field(default="5.26.31", description="Version of the embedded Neo4j.")
+    dionysus_embedding_dimensions: int = Field(default=768, ge=1, le=4096)
+    dionysus_poll_ms: int = Field(default=150, ge=10, le=60_000, description="Pause between two looks at the queue.")
+    dionysus_batch_rows: int = Field(default=1000, ge=1, le=10_000)
+    dionysus_batch_bytes: int = Field(default=4_000_000, ge=10_000)
+    dionysus_fulltext_analyzer: str = "english"
+    dionysus_words_weight: float = Field(default=0.5, ge=0, le=1, description="Share of the words in a query's score.")
+    dionysus_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("neo4j_uri")
+    @classmethod
+    def _known_scheme(cls, uri: str) -> str:
+        scheme = uri if uri == EMBEDDED else urlsplit(uri).scheme
+        known = {EMBEDDED, "bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc"}
+        if scheme not in known:
+            raise ValueError("NEO4J_URI must be 'embedded:' or start with bolt://, bolt+s://, neo4j:// or neo4j+s://")
+        if "@" in urlsplit(uri).netloc:
+            raise ValueError("NEO4J_URI must not hold a password: set NEO4J_USER and NEO4J_PASSWORD")
+        return uri
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_url(cls, url: SecretStr) -> SecretStr:
+        value = url.get_secret_value()
+        if value != EMBEDDED and urlsplit(value).scheme not in {"postgres", "postgresql"}:
+            raise ValueError("DATABASE_URL must be 'embedded:' or start with postgresql://")
+        return url
+
+    @field_validator("ollama_url")
+    @classmethod
+    def _http_url(cls, url: str) -> str:
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
+            raise ValueError("OLLAMA_URL must start with http:// or https:// and name a host")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Self:
+        parts = urlsplit(self.neo4j_uri)
+        plain = parts.scheme in {"bolt", "neo4j"}
+        if plain and (parts.hostname or "") not in LOOPBACK and not self.dionysus_allow_plaintext:
+            raise ValueError(
+                f"NEO4J_URI is a plain {parts.scheme}:// to another host: memories and the password would cross the "
+                f"network readable. Use {parts.scheme}+s://, or set DIONYSUS_ALLOW_PLAINTEXT=1 to allow it"
+            )
+        if self.neo4j_uri == EMBEDDED and self.neo4j_password.get_secret_value():
+            raise ValueError("NEO4J_PASSWORD is set but NEO4J_URI is 'embedded:', which has no password: set NEO4J_URI")
+        return self
+
+    @property
+    def wants_embedded(self) -> bool:
+        """Whether any service is to be run by the program itself."""
+        return EMBEDDED in (self.database_url.get_secret_value(), self.neo4j_uri)
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment.
+
+    Raises:
+        SettingsError: With one plain sentence for each setting that is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(e["loc"], e["msg"]) for e in error.errors())) from None
+
+
+def _explain(location: tuple[int | str, ...], message: str) -> str:
+    name = str(location[0]).upper() if location else ""
+    text = message.removeprefix("Value error, ")
+    return text if not name or name in text else f"{name}: {text}"
