@@ -1,0 +1,430 @@
+"""What the use-cases need of the outside, as small Protocols; `adapters/` implement them, in-memory twins pass the same suite.
+
+Every method may raise `Unavailable`, `AccessRefused` or `Refused` of `domain.errors`; nothing of a driver crosses this line.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Protocol
+
+from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, Operation, RemoteMemory, Version
+
+Outcome = Literal["created", "updated", "unchanged", "stale", "conflict_won", "conflict_lost", "resurrected"]
+Entity = Literal["memory", "session", "project", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One look at a service. `error` is one line for people, `None` when it answered."""
+
+    service: Literal["postgresql", "neo4j", "ollama"]
+    error: str | None = None
+    hint: str = ""
+    version: str | None = None
+    latency_ms: float | None = None
+    degraded: tuple[str, ...] = ()
+
+    @property
+    def up(self) -> bool:
+        """Whether it answered."""
+        return self.error is None
+
+
+class Service(Protocol):
+    """Anything with a health."""
+
+    async def health(self, timeout: float) -> Health:
+        """One look, never raising, within `timeout` seconds."""
+        ...
+
+
+# --- push --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoreIdentity:
+    """Which local store this is. `epoch` changes when a store was recovered or recreated."""
+
+    id: str
+    epoch: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """One captured change. `version` is set for a memory, `payload` (a row as JSON object) for the other entities."""
+
+    seq: int
+    entity: Entity
+    operation: Operation
+    created_at: datetime
+    memory_id: str | None = None
+    base_version: int | None = None
+    version: Version | None = None
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A version of a memory that the remote has confirmed."""
+
+    memory_id: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parking:
+    """A queue entry that cannot be applied, and why."""
+
+    seq: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Both sides changed a memory. Contents are cut to 100 characters, as the data model has it."""
+
+    memory_id: str
+    winner: Literal["local", "remote"]
+    local_version: int
+    remote_version: int
+    local_content: str
+    remote_content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncEvent:
+    """An audit row (data model, SyncEvent)."""
+
+    direction: Literal["local_to_remote", "remote_to_local"]
+    result: Literal["success", "failed", "partial", "queued"]
+    record_count: int
+    memory_ids: Sequence[str] = ()
+    error_message: str | None = None
+    duration_ms: int | None = None
+    retry_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a push writes back to the local store, all of it or nothing.
+
+    Attributes:
+        acknowledged: `seq` of entries that are done with.
+        rebased: Memories whose live local row the remote holds at a version that this store never saw, with that version:
+            the row gets that version + 1 and is queued again.
+        pulled: Memories that the remote has won: the local row becomes this.
+    """
+
+    acknowledged: Sequence[int]
+    stamps: Sequence[Stamp] = ()
+    parked: Sequence[Parking] = ()
+    rebased: Sequence[Stamp] = ()
+    pulled: Sequence[RemoteMemory] = ()
+    conflicts: Sequence[Conflict] = ()
+    event: SyncEvent | None = None
+
+
+class Claim(Protocol):
+    """Queue entries that nobody else pushes now. Leaving the claim without settling leaves them as they were."""
+
+    @property
+    def identity(self) -> StoreIdentity: ...
+
+    @property
+    def entries(self) -> Sequence[QueueEntry]: ...
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Write the settlement, in the transaction of the claim."""
+        ...
+
+
+class Outbox(Protocol):
+    """The local queue."""
+
+    def claim(self, rows: int, size: int) -> AbstractAsyncContextManager[Claim | None]:
+        """The next entries in `seq` order, at most `rows` and about `size` bytes; `None` if someone else is pushing."""
+        ...
+
+    async def note_outage(self, memory_ids: Sequence[str], event: SyncEvent) -> None:
+        """Mark memories as `queued` and audit it; bounded, skips rows that somebody holds."""
+        ...
+
+
+class RowOutcome(NamedTuple):
+    """What became of one memory in a write, and where the remote stands now."""
+
+    memory_id: str
+    outcome: Outcome
+    version: int  # the remote's after the write
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBatch:
+    """One write. `sessions`, `projects` and `references` are rows of these tables as JSON objects, last state each."""
+
+    identity: StoreIdentity
+    changes: Sequence[MemoryChange]
+    sessions: Sequence[dict[str, Any]] = ()
+    projects: Sequence[dict[str, Any]] = ()
+    references: Sequence[dict[str, Any]] = ()
+
+
+class RemoteWriter(Protocol):
+    """Writing to the remote store."""
+
+    async def prepare(self) -> None:
+        """Create constraints and indexes that are missing; idempotent."""
+        ...
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Apply a batch in one transaction; idempotent; the remote's version of a memory never decreases (P2, P3, P4)."""
+        ...
+
+    async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
+        """Keep the local table's definition (JSON text) with the store's node."""
+        ...
+
+
+# --- embed -------------------------------------------------------------------------------------------------------
+
+
+class Text(NamedTuple):
+    """A memory that has no current vector."""
+
+    memory_id: str
+    content: str
+
+
+class Vector(NamedTuple):
+    """A vector and what it was made from. `text_hash` is the hex SHA-256 of the UTF-8 content."""
+
+    memory_id: str
+    text_hash: str
+    values: list[float]
+
+
+class VectorStore(Protocol):
+    """The remote's side of embedding."""
+
+    async def texts_without_vector(self, limit: int) -> list[Text]: ...
+
+    async def store_vectors(self, vectors: Sequence[Vector], model: str) -> int:
+        """Store those whose memory still has that very content; returns how many."""
+        ...
+
+    async def refuse_text(self, memory_id: str, text_hash: str, reason: str) -> None:
+        """Record that this text cannot be embedded, so that it is not tried again until it changes."""
+        ...
+
+    async def count_without_vector(self) -> int: ...
+
+
+class Embedder(Protocol):
+    """Text in, vectors out."""
+
+    @property
+    def model(self) -> str: ...
+
+    async def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector for each text. Raises `Refused` when the server refuses the batch, for example for one bad text."""
+        ...
+
+    async def embed_query(self, text: str) -> list[float]: ...
+
+
+# --- recover -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which memories are meant; empty tuples mean all."""
+
+    projects: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    memory_ids: tuple[str, ...] = ()
+
+
+class RemoteReader(Protocol):
+    """Reading the remote store in keyset pages: ids above `after`, in order, at most `limit`; empty when there are no more."""
+
+    async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]: ...
+
+    async def memories(self, scope: Scope, after: str, limit: int) -> list[RemoteMemory]: ...
+
+    async def by_id(self, memory_ids: Sequence[str]) -> list[RemoteMemory]: ...
+
+    async def sessions(self) -> list[dict[str, Any]]:
+        """All sessions as rows of the local table `sessions`."""
+        ...
+
+    async def projects(self) -> list[dict[str, Any]]: ...
+
+    async def counts(self) -> "RemoteCounts": ...
+
+    async def definition(self) -> str | None:
+        """The newest definition of a local table that was noted, JSON text."""
+        ...
+
+
+class RemoteCounts(NamedTuple):
+    """What the remote store holds."""
+
+    live: int
+    tombstones: int
+    versions: int
+
+
+class PageResult(NamedTuple):
+    """What became of one page of restored rows; ids of those that did not make it, with the reason."""
+
+    restored: int
+    verified: int
+    already_there: int
+    refused: list[tuple[str, str]]
+    mismatched: list[str]
+
+
+class Restorer(Protocol):
+    """The local store's side of a recovery."""
+
+    async def ensure_schema(self, definition: str | None) -> bool:
+        """Create what is missing of the local store, `memories` after the noted definition; whether anything was."""
+        ...
+
+    def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
+        """The local memories in scope, in pages, ordered by id. An absent table has none."""
+        ...
+
+    async def restore(self, memories: Sequence[RemoteMemory]) -> PageResult:
+        """Insert those whose id is not there, in one transaction, and compare every inserted row's hash."""
+        ...
+
+    async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
+        """Insert the sessions and projects that are not there."""
+        ...
+
+    async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None: ...
+
+
+# --- query -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a hit must match; empty tuples and `None` mean anything. Times are aware."""
+
+    projects: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    memory_types: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()  # any of them
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+class FoundMemory(NamedTuple):
+    """A memory that one of the searches found, with that search's own score (higher is better)."""
+
+    memory_id: str
+    score: float
+    content: str
+    memory_type: str | None
+    importance: float | None
+    source_project: str | None
+    session_id: str | None
+    tags: list[str]
+    created_at: str | None
+    session_started_at: str | None
+    session_summary: str | None
+
+
+class WordSearch(Protocol):
+    """Full-text search; `text` is data, never syntax."""
+
+    async def search_words(self, text: str, filters: Filters, limit: int) -> list[FoundMemory]: ...
+
+
+class VectorSearch(Protocol):
+    """Nearest vectors first."""
+
+    async def search_vector(self, vector: Sequence[float], filters: Filters, limit: int) -> list[FoundMemory]: ...
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LocalState:
+    """What the local store says of itself."""
+
+    table_present: bool
+    capture_installed: bool
+    initialised: bool
+    memories: int
+    queued: int
+    parked: int
+    oldest_queued_at: datetime | None
+    last_success_at: datetime | None
+    open_conflicts: int
+    last_parked_error: str | None
+    identity: StoreIdentity | None
+    backfill_needed: int
+
+
+class LocalStatus(Protocol):
+    """Reads for the status; fast, changes nothing."""
+
+    async def state(self) -> LocalState: ...
+
+
+# --- sessions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A row of the local table `sessions`."""
+
+    id: str
+    project_id: str
+    started_at: datetime
+    last_activity_at: datetime
+    ended_at: datetime | None = None
+    summary: str | None = None
+
+
+class SessionStore(Protocol):
+    """Rows of the local table `sessions`."""
+
+    async def save_session(self, session: SessionRow) -> None:
+        """Insert it, or bring its times up to date; never moves `started_at` or un-ends a session."""
+        ...
+
+    async def end_session(self, session_id: str, ended_at: datetime) -> bool: ...
+
+    async def sessions(self, project: str | None, limit: int) -> list[SessionRow]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFileContent:
+    """What the session file says: the id, and when the session was last active (the file's modification time)."""
+
+    session_id: str
+    started_at: datetime
+    last_activity_at: datetime
+
+
+class SessionFile(Protocol):
+    """The file that other programs read the session id from; synchronous, since it is a few bytes."""
+
+    def read(self) -> SessionFileContent | None:
+        """`None` where there is no usable file."""
+        ...
+
+    def write(self, session_id: str, started_at: datetime, now: datetime) -> None:
+        """Atomically, mode 0600, the bare id on the first line."""
+        ...
+
+    def touch(self, now: datetime) -> None: ...
+
+    def remove(self) -> None: ...
