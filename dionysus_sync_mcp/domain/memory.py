@@ -1,7 +1,7 @@
 """A memory in the shapes that it travels in, and the rules of the data model that it must keep.
 
-The hash of a row is made in one place only, by `dionysus_sync.content_hash` in PostgreSQL, over the whole row without our
-sync columns; everything else carries it along and compares it.
+The hash of a row is made in one place only, by `dionysus_sync.content_hash` in PostgreSQL, over the whole row without
+our sync columns; everything else carries it along and compares it.
 """
 
 import json

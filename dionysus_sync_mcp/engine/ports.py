@@ -1,6 +1,7 @@
-"""What the use-cases need of the outside, as small Protocols; `adapters/` implement them, in-memory twins pass the same suite.
+"""What the use-cases need of the outside, as small Protocols; `adapters/` implement them.
 
-Every method may raise `Unavailable`, `AccessRefused` or `Refused` of `domain.errors`; nothing of a driver crosses this line.
+In-memory twins pass the same behavioural suite. Every method may raise `Unavailable`, `AccessRefused` or `Refused` of
+`domain.errors`; nothing of a driver crosses this line.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -112,8 +113,8 @@ class Settlement:
 
     Attributes:
         acknowledged: `seq` of entries that are done with.
-        rebased: Memories whose live local row the remote holds at a version that this store never saw, with that version:
-            the row gets that version + 1 and is queued again.
+        rebased: Memories whose live local row the remote holds at a version that this store never saw, with that
+            version: the row gets that version + 1 and is queued again.
         pulled: Memories that the remote has won: the local row becomes this.
     """
 
@@ -179,7 +180,7 @@ class RemoteWriter(Protocol):
         ...
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
-        """Apply a batch in one transaction; idempotent; the remote's version of a memory never decreases (P2, P3, P4)."""
+        """Apply a batch in one transaction; idempotent; a memory's version never decreases (P2, P3, P4)."""
         ...
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
@@ -228,7 +229,7 @@ class Embedder(Protocol):
     def model(self) -> str: ...
 
     async def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector for each text. Raises `Refused` when the server refuses the batch, for example for one bad text."""
+        """One vector for each text. Raises `Refused` when the server refuses the batch, be it for one bad text."""
         ...
 
     async def embed_query(self, text: str) -> list[float]: ...
@@ -247,7 +248,7 @@ class Scope:
 
 
 class RemoteReader(Protocol):
-    """Reading the remote store in keyset pages: ids above `after`, in order, at most `limit`; empty when there are no more."""
+    """Reading in keyset pages: ids above `after`, in order, at most `limit`; empty when there are no more."""
 
     async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]: ...
 
