@@ -1,0 +1,23 @@
+"""What tests do to a Neo4j server as such: ask whether it is there, and empty it."""
+
+from neo4j import AsyncGraphDatabase
+from neo4j.exceptions import DriverError, Neo4jError
+
+EMPTY = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS"
+
+
+async def answers(uri: str) -> bool:
+    """Whether a server accepts queries there now."""
+    async with AsyncGraphDatabase.driver(uri) as driver:
+        try:
+            await driver.verify_connectivity()
+        except (DriverError, Neo4jError):
+            return False
+    return True
+
+
+async def empty(uri: str) -> None:
+    """Remove every node, in batches; constraints and indexes stay."""
+    async with AsyncGraphDatabase.driver(uri) as driver, driver.session(database="neo4j") as session:
+        result = await session.run(EMPTY)
+        await result.consume()

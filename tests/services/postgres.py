@@ -1,0 +1,64 @@
+"""Test databases on a PostgreSQL server: one template for each kind, one copy of it for each test."""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+PREFIX = "dionysus_test_"
+
+Prepare = Callable[[str], Awaitable[None]]
+
+
+def with_database(url: str, database: str) -> str:
+    """The same server's URL for another database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
+
+
+async def execute(url: str, statement: str) -> None:
+    """Run one statement on a connection of its own."""
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def answers(url: str) -> bool:
+    """Whether a server accepts connections there now."""
+    try:
+        await execute(url, "SELECT 1")
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    return True
+
+
+async def leave_as_is(_url: str) -> None:
+    """The preparation of a plain template: none."""
+
+
+@asynccontextmanager
+async def template_database(server_url: str, prepare: Prepare) -> AsyncIterator[str]:
+    """A database to be copied, yielded by its URL; `prepare` must have closed its connections when it returns."""
+    async with _database(server_url, "template0") as url:
+        await prepare(url)
+        yield url
+
+
+@asynccontextmanager
+async def copy_of(template_url: str) -> AsyncIterator[str]:
+    """A fresh copy of a template database, yielded by its URL and gone afterwards, whoever is still connected."""
+    async with _database(with_database(template_url, "postgres"), urlsplit(template_url).path[1:]) as url:
+        yield url
+
+
+@asynccontextmanager
+async def _database(server_url: str, template: str) -> AsyncIterator[str]:
+    name = PREFIX + secrets.token_hex(6)
+    await execute(server_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    try:
+        yield with_database(server_url, name)
+    finally:
+        await execute(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')

@@ -1,0 +1,21 @@
+"""Waits for a server to answer, without knowing which."""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+PAUSE = 0.05
+
+
+async def until(answers: Callable[[], Awaitable[bool]], *, what: str, seconds: float) -> None:
+    """Ask again and again until the answer is yes.
+
+    Raises:
+        TimeoutError: It never was; the message is `what`.
+    """
+    with anyio.move_on_after(seconds):
+        while True:
+            if await answers():
+                return
+            await anyio.sleep(PAUSE)
+    raise TimeoutError(f"{what} within {seconds:g} s")
