@@ -1,5 +1,6 @@
 """One frozen settings object, read from the environment once at start; secrets are masked wherever it is printed."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from dionysus_sync_mcp.domain.errors import SettingsError
 
 EMBEDDED = "embedded:"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+PLACEHOLDER = re.compile(r"\$\{\w+(?::-(?P<default>[^}]*))?\}")
 Neo4jVersion = Literal["5.26.31", "2026.09.0"]
 
 
@@ -43,6 +45,12 @@ class Settings(BaseSettings):
     dionysus_fulltext_analyzer: str = "english"
     dionysus_words_weight: float = Field(default=0.5, ge=0, le=1, description="Share of the words in a query's score.")
     dionysus_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_placeholders(cls, given: dict[str, object]) -> dict[str, object]:
+        # Claude Code expands the `${NAME:-default}` of .mcp.json; other clients of that file hand it over as it is.
+        return {name: value for name, text in given.items() if (value := _expanded(text)) is not None}
 
     @field_validator("neo4j_uri")
     @classmethod
@@ -99,6 +107,11 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(e["loc"], e["msg"]) for e in error.errors())) from None
+
+
+def _expanded(value: object) -> object:
+    placeholder = PLACEHOLDER.fullmatch(value) if isinstance(value, str) else None
+    return (placeholder["default"] or None) if placeholder else value
 
 
 def _explain(location: tuple[int | str, ...], message: str) -> str:
