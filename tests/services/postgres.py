@@ -35,6 +35,16 @@ async def answers(url: str) -> bool:
     return True
 
 
+async def drop_left_over(server_url: str) -> None:
+    """Remove the test databases of runs that were killed; for a server that no other run uses."""
+    connection = await asyncpg.connect(server_url, timeout=10)
+    try:
+        for row in await connection.fetch("SELECT datname FROM pg_database WHERE starts_with(datname, $1)", PREFIX):
+            await connection.execute(f'DROP DATABASE "{row["datname"]}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
 async def leave_as_is(_url: str) -> None:
     """The preparation of a plain template: none."""
 

@@ -5,9 +5,11 @@ Sources in order: an address in the environment, Docker, and what the program it
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cached_property
+from pathlib import Path
 
 from dionysus_sync_mcp.settings import Neo4jVersion
-from tests.services import docker
+from tests.services import docker, embedded
 from tests.services.cache import cache_folder
 from tests.services.choice import ServerAbsentError, Service, SourceAbsentError
 from tests.services.ollama import ollama, planned_binary
@@ -37,7 +39,7 @@ class Servers:
         Raises:
             ServerAbsentError: There is none.
         """
-        return await self._address("postgres", POSTGRES_VARIABLE, [docker.postgres_container])
+        return await self._address("postgres", POSTGRES_VARIABLE, [docker.postgres_container, self._embedded_postgres])
 
     async def neo4j(self, version: Neo4jVersion) -> str:
         """The Bolt URI of a Neo4j of that version without authentication, whose data may be removed.
@@ -45,7 +47,8 @@ class Servers:
         Raises:
             ServerAbsentError: There is none.
         """
-        return await self._address("neo4j", NEO4J_VARIABLES[version], [lambda: docker.neo4j_container(version)])
+        sources = [lambda: docker.neo4j_container(version), lambda: self._embedded_neo4j(version)]
+        return await self._address("neo4j", NEO4J_VARIABLES[version], sources)
 
     async def ollama(self) -> str:
         """The URL of an Ollama that has the model `nomic-embed-text`.
@@ -53,8 +56,20 @@ class Servers:
         Raises:
             ServerAbsentError: There is none.
         """
-        cache = cache_folder(self._environment)
-        return await self._address("ollama", OLLAMA_VARIABLE, [lambda: ollama(self._environment, cache, self._say)])
+        return await self._address("ollama", OLLAMA_VARIABLE, [self._own_ollama])
+
+    def _embedded_postgres(self) -> AbstractAsyncContextManager[str]:
+        return embedded.embedded_postgres(self._embedded_home, self._say)
+
+    def _embedded_neo4j(self, version: Neo4jVersion) -> AbstractAsyncContextManager[str]:
+        return embedded.embedded_neo4j(self._embedded_home, version, self._say)
+
+    def _own_ollama(self) -> AbstractAsyncContextManager[str]:
+        return ollama(self._environment, cache_folder(self._environment), self._say)
+
+    @cached_property
+    def _embedded_home(self) -> Path:
+        return self._stack.enter_context(embedded.claimed_home(cache_folder(self._environment)))
 
     async def _address(self, service: Service, variable: str, sources: Sequence[Source]) -> str:
         if variable not in self._addresses:
