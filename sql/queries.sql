@@ -1,0 +1,351 @@
+-- mark_engine --
+-- The rest of this transaction is the engine's own: capture leaves it out.
+SELECT set_config('dionysus.origin', 'engine', true)
+
+-- server_version --
+SELECT current_setting('server_version')
+
+-- lock_migrations --
+SELECT pg_advisory_xact_lock(7165101844001)
+
+-- migrations_table --
+CREATE SCHEMA IF NOT EXISTS dionysus_sync;
+CREATE TABLE IF NOT EXISTS dionysus_sync.schema_migrations (
+    name text PRIMARY KEY,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)
+
+-- has_migrations --
+SELECT to_regclass('dionysus_sync.schema_migrations') IS NOT NULL
+
+-- applied_migrations --
+SELECT name, checksum FROM dionysus_sync.schema_migrations ORDER BY name
+
+-- note_migration --
+INSERT INTO dionysus_sync.schema_migrations (name, checksum) VALUES ($1, $2)
+
+-- inspect_table --
+-- $1 schema: what stands at the name memories there; no row if nothing does.
+SELECT c.oid::regclass::text AS name, c.relkind::text AS kind,
+       pg_has_role(current_user, c.relowner, 'USAGE') AS owned,
+       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum)
+                 FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+                 WHERE i.indrelid = c.oid AND i.indisprimary), '{}') AS primary_key
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = 'memories'
+
+-- inspect_columns --
+-- $1 schema: the columns of memories with the type's name without modifiers.
+SELECT a.attname::text AS name, format_type(a.atttypid, NULL) AS type, t.typcategory::text AS category
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+    JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = 'memories' AND a.attnum > 0 AND NOT a.attisdropped
+
+-- inspect_triggers --
+-- $1 schema: our triggers on memories that fire always.
+SELECT t.tgname::text AS name
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = 'memories' AND t.tgenabled = 'A'
+  AND t.tgname IN ('zz_dionysus_version', 'dionysus_capture_insert', 'dionysus_capture_update', 'dionysus_capture_delete')
+
+-- inspect_indexes --
+-- $1 schema: names of the indexes on memories.
+SELECT indexname::text AS name FROM pg_indexes WHERE schemaname = $1 AND tablename = 'memories'
+
+-- may_create --
+-- $1 schema: whether this role may create the table and our schema.
+SELECT has_database_privilege(current_database(), 'CREATE') AS schema_right,
+       coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1), false) AS table_right
+
+-- create_memories --
+CREATE TABLE memories (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    content text NOT NULL,
+    memory_type varchar(20) NOT NULL DEFAULT 'episodic'
+        CHECK (memory_type IN ('episodic', 'semantic', 'procedural', 'strategic')),
+    importance real NOT NULL DEFAULT 0.5 CHECK (importance BETWEEN 0 AND 1),
+    source_project text,
+    session_id uuid,
+    tags text[] NOT NULL DEFAULT '{}',
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)
+
+-- add_sync_columns --
+ALTER TABLE memories
+    ADD COLUMN IF NOT EXISTS sync_status varchar(20) DEFAULT 'pending',
+    ADD COLUMN IF NOT EXISTS synced_at timestamptz,
+    ADD COLUMN IF NOT EXISTS sync_version integer DEFAULT 1,
+    ADD COLUMN IF NOT EXISTS remote_id varchar(255),
+    ADD COLUMN IF NOT EXISTS synced_version integer
+
+-- add_sync_indexes --
+CREATE INDEX IF NOT EXISTS idx_memories_sync_status ON memories (sync_status);
+CREATE INDEX IF NOT EXISTS idx_memories_sync_version ON memories (id, sync_version)
+
+-- install_capture --
+-- The version trigger is named to fire after the user's own BEFORE triggers.
+CREATE OR REPLACE TRIGGER zz_dionysus_version BEFORE UPDATE ON memories
+    FOR EACH ROW EXECUTE FUNCTION dionysus_sync.bump_version();
+CREATE OR REPLACE TRIGGER dionysus_capture_insert AFTER INSERT ON memories
+    REFERENCING NEW TABLE AS dionysus_new FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
+CREATE OR REPLACE TRIGGER dionysus_capture_update AFTER UPDATE ON memories
+    REFERENCING OLD TABLE AS dionysus_old NEW TABLE AS dionysus_new
+    FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
+CREATE OR REPLACE TRIGGER dionysus_capture_delete AFTER DELETE ON memories
+    REFERENCING OLD TABLE AS dionysus_old FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
+ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_version;
+ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_insert;
+ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_update;
+ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_delete
+
+-- short_lock_wait --
+-- Installing waits for the user's transactions at most this long; it never makes them queue up behind us.
+SET LOCAL lock_timeout = '3s'
+
+-- backfill --
+-- Queues at most $1 rows that are pending and have no entry; a row that somebody holds has one soon.
+WITH missed AS (
+    SELECT dionysus_row.id
+    FROM memories AS dionysus_row
+    WHERE dionysus_row.sync_status IN ('pending', 'queued')
+      AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
+    ORDER BY dionysus_row.id
+    LIMIT $1
+    FOR SHARE OF dionysus_row SKIP LOCKED
+)
+INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+       coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version
+FROM memories AS dionysus_row JOIN missed ON missed.id = dionysus_row.id
+RETURNING memory_id
+
+-- try_push_lock --
+SELECT pg_try_advisory_xact_lock(7165101844002)
+
+-- identity --
+SELECT id::text AS id, epoch::text AS epoch FROM dionysus_sync.store_identity
+
+-- claim_entries --
+-- The next entries in seq order: at most $1, and about $2 bytes.
+WITH next AS MATERIALIZED (
+    SELECT seq, pg_column_size(payload) AS size
+    FROM dionysus_sync.sync_queue WHERE parked_at IS NULL ORDER BY seq LIMIT $1
+), bounded AS (
+    SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM next) AS sizes WHERE before < $2
+)
+SELECT entry.seq, entry.entity, entry.operation, entry.created_at, entry.memory_id::text AS memory_id,
+       entry.sync_version, entry.base_version,
+       to_jsonb(entry.created_at) #>> '{}' AS changed_at,
+       dionysus_sync.content_hash(entry.payload) AS content_hash,
+       entry.payload ->> 'content' AS content,
+       entry.payload ->> 'memory_type' AS memory_type,
+       entry.payload ->> 'importance' AS importance,
+       entry.payload ->> 'source_project' AS source_project,
+       entry.payload ->> 'session_id' AS session_id,
+       nullif(entry.payload -> 'tags', 'null')::text AS tags,
+       entry.payload ->> 'created_at' AS written_at,
+       entry.payload ->> 'updated_at' AS updated_at,
+       CASE WHEN entry.entity = 'memory' THEN
+           (entry.payload - '{id,content,memory_type,importance,source_project,session_id,tags,created_at,updated_at}'::text[])::text
+       ELSE entry.payload::text END AS rest
+FROM dionysus_sync.sync_queue AS entry JOIN bounded ON bounded.seq = entry.seq
+ORDER BY entry.seq
+
+-- acknowledge --
+DELETE FROM dionysus_sync.sync_queue WHERE seq = ANY ($1::bigint[])
+
+-- stamp --
+-- $1 ids, $2 versions that the remote confirmed, $3 the versions under which the rows were captured.
+-- A row that somebody holds is about to change anyway.
+WITH sent AS (
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS sent (id, version, captured)
+), free AS (
+    SELECT memories.id, sent.version, sent.captured
+    FROM memories JOIN sent ON sent.id = memories.id FOR UPDATE OF memories SKIP LOCKED
+)
+UPDATE memories
+SET synced_version = free.version, synced_at = clock_timestamp(), remote_id = memories.id::text,
+    sync_version = greatest(memories.sync_version, free.version),
+    sync_status = CASE WHEN memories.sync_version = free.captured THEN 'synced' ELSE memories.sync_status END
+FROM free WHERE memories.id = free.id
+
+-- mark_status --
+-- $1 ids, $2 the sync_status of their rows; rows that somebody holds are left as they are.
+WITH free AS (
+    SELECT id FROM memories WHERE id = ANY ($1::uuid[]) AND sync_status IS DISTINCT FROM $2 FOR UPDATE SKIP LOCKED
+)
+UPDATE memories SET sync_status = $2 FROM free WHERE memories.id = free.id
+
+-- park --
+-- $1 seqs, $2 errors.
+UPDATE dionysus_sync.sync_queue AS entry
+SET parked_at = clock_timestamp(), last_error = parked.error, retry_count = entry.retry_count + 1
+FROM unnest($1::bigint[], $2::text[]) AS parked (seq, error) WHERE entry.seq = parked.seq
+
+-- rebase --
+-- $1 ids, $2 the remote's versions: the live row goes above what the remote holds. Returns the rows that did.
+WITH held AS (
+    SELECT * FROM unnest($1::uuid[], $2::integer[]) AS held (id, version)
+)
+UPDATE memories SET sync_version = held.version + 1, synced_version = held.version, sync_status = 'pending'
+FROM held WHERE memories.id = held.id AND memories.sync_version <= held.version
+RETURNING memories.id
+
+-- enqueue_rows --
+-- Queues the rows with these ids as they are now.
+INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+       dionysus_row.sync_version, dionysus_row.synced_version
+FROM memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
+
+-- note_conflicts --
+INSERT INTO dionysus_sync.conflicts (memory_id, winner, local_version, remote_version, local_content, remote_content)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::text[], $6::text[])
+
+-- note_event --
+INSERT INTO dionysus_sync.sync_events
+    (direction, result, record_count, memory_ids, error_message, duration_ms, retry_count)
+VALUES ($1, $2, $3, $4::uuid[], $5, $6, $7)
+
+-- live_versions --
+-- $1 ids: where the local rows stand.
+SELECT id::text AS id, coalesce(sync_version, 1) AS version, left(content, 100) AS content
+FROM memories WHERE id = ANY ($1::uuid[])
+
+-- table_definition --
+SELECT dionysus_sync.definition_of(to_regclass('memories'))::text
+
+-- recreate_memories --
+-- $1 schema, $2 definition.
+SELECT dionysus_sync.recreate_table($1, 'memories', $2::jsonb)
+
+-- ensure_schema --
+-- $1 schema: makes it if it is gone.
+SELECT dionysus_sync.ensure_schema($1)
+
+-- create_restore_page --
+CREATE TEMPORARY TABLE IF NOT EXISTS dionysus_restore (
+    id uuid, version integer, content_hash text, deleted_at text, content text, memory_type text,
+    importance double precision, source_project text, session_id text, tags text[], created_at text, updated_at text,
+    extra text
+) ON COMMIT DELETE ROWS
+
+-- leave_out_present --
+-- Rows of the page that are in memories already are not restored; their number.
+WITH gone AS (
+    DELETE FROM pg_temp.dionysus_restore AS page WHERE EXISTS (SELECT FROM memories WHERE memories.id = page.id)
+    RETURNING 1
+)
+SELECT count(*) FROM gone
+
+-- write_restored --
+-- $1 whether rows that are there are overwritten; the number of rows written.
+SELECT dionysus_sync.write_restored(to_regclass('memories'), $1)
+
+-- verify_restored --
+-- The ids of the page whose row is not there or has another hash.
+SELECT page.id::text AS id
+FROM pg_temp.dionysus_restore AS page LEFT JOIN memories AS dionysus_row ON dionysus_row.id = page.id
+WHERE dionysus_row.id IS NULL
+   OR dionysus_sync.content_hash(to_jsonb(dionysus_row) - dionysus_sync.sync_columns()) <> page.content_hash
+
+-- resurrected_ids --
+-- The ids of the page that the remote holds as deleted: they are queued, so that the remote has them live again.
+SELECT id FROM pg_temp.dionysus_restore WHERE deleted_at IS NOT NULL
+
+-- local_digests --
+-- $1 projects, $2 sessions, $3 ids (empty: all), $4 the last id seen, $5 how many.
+SELECT dionysus_row.id::text AS id, coalesce(dionysus_row.sync_version, 1) AS version,
+       dionysus_sync.content_hash(to_jsonb(dionysus_row) - dionysus_sync.sync_columns()) AS content_hash
+FROM memories AS dionysus_row
+WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
+  AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
+  AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
+  AND dionysus_row.id > $4::uuid
+ORDER BY dionysus_row.id
+LIMIT $5
+
+-- restore_sessions --
+-- $1 rows of sessions as a JSON array.
+INSERT INTO dionysus_sync.sessions
+SELECT made.* FROM jsonb_populate_recordset(NULL::dionysus_sync.sessions, $1::jsonb) AS made
+ON CONFLICT (id) DO NOTHING
+
+-- restore_projects --
+-- $1 rows of projects as a JSON array.
+INSERT INTO dionysus_sync.projects
+SELECT made.id, coalesce(made.name, made.id), made.description, coalesce(made.created_at, clock_timestamp())
+FROM jsonb_populate_recordset(NULL::dionysus_sync.projects, $1::jsonb) AS made
+ON CONFLICT (id) DO NOTHING
+
+-- note_recovery --
+INSERT INTO dionysus_sync.recoveries (report) VALUES ($1::jsonb)
+
+-- local_state --
+-- What needs no table of the user's.
+SELECT to_regclass('memories') IS NOT NULL AS table_present,
+       (SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL) AS queued,
+       (SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL) AS parked,
+       (SELECT min(created_at) FROM (SELECT created_at FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
+                                     ORDER BY seq LIMIT 100) AS head) AS oldest_queued_at,
+       (SELECT max(timestamp) FROM dionysus_sync.sync_events
+        WHERE result = 'success' AND direction = 'local_to_remote') AS last_success_at,
+       (SELECT count(*) FROM dionysus_sync.conflicts WHERE closed_at IS NULL) AS open_conflicts,
+       (SELECT last_error FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL
+        ORDER BY parked_at DESC LIMIT 1) AS last_parked_error,
+       identity.id::text AS id, identity.epoch::text AS epoch
+FROM dionysus_sync.store_identity AS identity
+
+-- count_memories --
+SELECT count(*) FROM memories
+
+-- queue_length --
+SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
+
+-- anything_queued --
+SELECT EXISTS (SELECT FROM dionysus_sync.sync_queue WHERE parked_at IS NULL)
+
+-- search_local --
+-- $1 words, $2 projects, $3 sessions, $4 types, $5 tags (empty: any), $6 after, $7 before, $8 limit.
+SELECT dionysus_row.id::text AS memory_id,
+       ts_rank(to_tsvector('english', coalesce(dionysus_row.content, '')), wanted.query)::float8 AS score,
+       dionysus_row.content, dionysus_row.memory_type::text AS memory_type, dionysus_row.importance::float8 AS importance,
+       dionysus_row.source_project, dionysus_row.session_id::text AS session_id, dionysus_row.tags,
+       to_jsonb(dionysus_row.created_at) #>> '{}' AS created_at,
+       to_jsonb(session.started_at) #>> '{}' AS session_started_at, session.summary AS session_summary
+FROM (SELECT replace(plainto_tsquery('english', $1)::text, ' & ', ' | ')::tsquery AS query) AS wanted,
+     memories AS dionysus_row LEFT JOIN dionysus_sync.sessions AS session ON session.id::text = dionysus_row.session_id::text
+WHERE to_tsvector('english', coalesce(dionysus_row.content, '')) @@ wanted.query
+  AND (cardinality($2::text[]) = 0 OR dionysus_row.source_project = ANY ($2))
+  AND (cardinality($3::text[]) = 0 OR dionysus_row.session_id::text = ANY ($3))
+  AND (cardinality($4::text[]) = 0 OR dionysus_row.memory_type::text = ANY ($4))
+  AND (cardinality($5::text[]) = 0 OR dionysus_row.tags && $5)
+  AND ($6::timestamptz IS NULL OR dionysus_row.created_at >= $6)
+  AND ($7::timestamptz IS NULL OR dionysus_row.created_at < $7)
+ORDER BY score DESC, dionysus_row.id
+LIMIT $8
+
+-- save_session --
+-- $1 id, $2 project, $3 started, $4 last activity: an end, once noted, stays.
+INSERT INTO dionysus_sync.sessions AS standing (id, project_id, started_at, last_activity_at)
+VALUES ($1::uuid, $2, $3, $4)
+ON CONFLICT (id) DO UPDATE SET last_activity_at = EXCLUDED.last_activity_at
+WHERE EXCLUDED.last_activity_at > standing.last_activity_at
+
+-- end_session --
+-- $1 id, $2 when, $3 summary or null.
+UPDATE dionysus_sync.sessions
+SET ended_at = coalesce(ended_at, $2), summary = coalesce($3, summary)
+WHERE id = $1::uuid AND (ended_at IS NULL OR $3 IS NOT NULL)
+RETURNING id
+
+-- save_project --
+INSERT INTO dionysus_sync.projects (id, name) VALUES ($1, $1) ON CONFLICT (id) DO NOTHING
+
+-- list_sessions --
+-- $1 project or null for all, $2 limit; newest first.
+SELECT id::text AS id, project_id, started_at, last_activity_at, ended_at, summary
+FROM dionysus_sync.sessions WHERE $1::text IS NULL OR project_id = $1
+ORDER BY started_at DESC, id LIMIT $2

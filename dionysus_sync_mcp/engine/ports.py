@@ -41,6 +41,40 @@ class Service(Protocol):
         ...
 
 
+# --- install ---------------------------------------------------------------------------------------------------
+
+
+class InstallStep(NamedTuple):
+    """One step of making a database a local store."""
+
+    name: str
+    sql: str
+
+
+class Installation(Protocol):
+    """Making a database a local store, and keeping it one."""
+
+    async def missing_steps(self) -> tuple[list[InstallStep], bool]:
+        """The steps that are left, and whether there is a table `memories`; changes nothing."""
+        ...
+
+    async def install(self) -> tuple[list[InstallStep], bool]: ...
+
+    async def initialised(self) -> bool: ...
+
+    async def table_present(self) -> bool: ...
+
+    async def capture_installed(self) -> bool: ...
+
+    async def backfill_once(self, limit: int) -> int:
+        """Queue at most `limit` rows that are pending and have no queue entry; how many were."""
+        ...
+
+    async def definition(self) -> str | None:
+        """The table's own words for its shape, JSON text; `None` while there is no table."""
+        ...
+
+
 # --- push --------------------------------------------------------------------------------------------------------
 
 
@@ -64,14 +98,21 @@ class QueueEntry:
     base_version: int | None = None
     version: Version | None = None
     payload: dict[str, Any] = field(default_factory=dict)
+    broken: str | None = None  # why it cannot be read, for an entry that something else than the capture wrote
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A version of a memory that the remote has confirmed."""
+    """A version of a memory that the remote holds.
+
+    Attributes:
+        captured: The version under which the row was captured; lower than `version` for a row that was deleted and
+            inserted again, whose count the push has carried on.
+    """
 
     memory_id: str
     version: int
+    captured: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +168,13 @@ class Settlement:
     event: SyncEvent | None = None
 
 
+class LiveVersion(NamedTuple):
+    """Where a local row stands."""
+
+    version: int
+    content: str  # the first 100 characters
+
+
 class Claim(Protocol):
     """Queue entries that nobody else pushes now. Leaving the claim without settling leaves them as they were."""
 
@@ -135,6 +183,10 @@ class Claim(Protocol):
 
     @property
     def entries(self) -> Sequence[QueueEntry]: ...
+
+    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, "LiveVersion"]:
+        """Where the local rows stand now, by id; those that are gone are left out."""
+        ...
 
     async def settle(self, settlement: Settlement) -> None:
         """Write the settlement, in the transaction of the claim."""
@@ -147,6 +199,10 @@ class Outbox(Protocol):
     def claim(self, rows: int, size: int) -> AbstractAsyncContextManager[Claim | None]:
         """The next entries in `seq` order, at most `rows` and about `size` bytes; `None` if someone else is pushing."""
         ...
+
+    async def anything_queued(self) -> bool: ...
+
+    async def queue_length(self) -> int: ...
 
     async def note_outage(self, memory_ids: Sequence[str], event: SyncEvent) -> None:
         """Mark memories as `queued` and audit it; bounded, skips rows that somebody holds."""
@@ -370,7 +426,6 @@ class LocalState:
     open_conflicts: int
     last_parked_error: str | None
     identity: StoreIdentity | None
-    backfill_needed: int
 
 
 class LocalStatus(Protocol):
@@ -401,7 +456,9 @@ class SessionStore(Protocol):
         """Insert it, or bring its times up to date; never moves `started_at` or un-ends a session."""
         ...
 
-    async def end_session(self, session_id: str, ended_at: datetime) -> bool: ...
+    async def end_session(self, session_id: str, ended_at: datetime, summary: str | None = None) -> bool:
+        """Whether there was such a session to end; an end, once noted, stays."""
+        ...
 
     async def sessions(self, project: str | None, limit: int) -> list[SessionRow]: ...
 

@@ -1,0 +1,135 @@
+"""Makes a database a local store: migrations with checksums, adoption of `memories`, capture, backfill."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.domain.adoption import (
+    CAPTURE_TRIGGERS,
+    Column,
+    FoundTable,
+    StepName,
+    decide_migrations,
+    decide_steps,
+)
+from dionysus_sync_mcp.engine.ports import InstallStep
+
+if TYPE_CHECKING:
+    from dionysus_sync_mcp.adapters.postgres.database import Connection
+
+
+class Installer:
+    """Implements `Installation`. Every change is one transaction: a kill leaves all of it or nothing."""
+
+    def __init__(self, database: Database, migrations: Sequence[tuple[str, str]]) -> None:
+        self._database = database
+        self._migrations = dict(migrations)
+        self._shipped = [(name, hashlib.sha256(text.encode()).hexdigest()) for name, text in migrations]
+
+    async def missing_steps(self) -> tuple[list[InstallStep], bool]:
+        """The steps that are left, with their SQL, and whether a table `memories` is there; changes nothing.
+
+        Raises:
+            NotAdoptable: `memories` cannot be used; the message names everything that is in the way.
+            SchemaMismatch: The bookkeeping is a newer program's.
+        """
+        async with self._database.transaction() as connection:
+            return await self._missing(connection)
+
+    async def install(self) -> tuple[list[InstallStep], bool]:
+        """Carry out the steps that are left, in one transaction; returns them as `missing_steps` does."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["lock_migrations"])
+            await connection.execute(sql["short_lock_wait"])
+            steps, adopted = await self._missing(connection)
+            await self._carry_out(connection, steps)
+        return steps, adopted
+
+    async def rebuild(self, definition: str | None) -> bool:
+        """Create what is missing, `memories` after a noted definition where there is one; whether anything was."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["lock_migrations"])
+            await self._carry_out(connection, await self._migration_steps(connection))
+            created = definition is not None and await self._table(connection) is None
+            if created:
+                await connection.execute(sql["recreate_memories"], self._database.schema, definition)
+            else:
+                await connection.execute(sql["ensure_schema"], self._database.schema)
+            steps, _ = await self._missing(connection)
+            await self._carry_out(connection, steps)
+        return created or bool(steps)
+
+    async def capture_installed(self) -> bool:
+        """Whether the bookkeeping, the table and every trigger of ours are in place."""
+        async with self._database.connection() as connection:
+            if not await connection.fetchval(self._database.sql["has_migrations"]):
+                return False
+            table = await self._table(connection)
+            return table is not None and table.triggers >= CAPTURE_TRIGGERS
+
+    async def initialised(self) -> bool:
+        """Whether the bookkeeping is installed."""
+        async with self._database.connection() as connection:
+            return bool(await connection.fetchval(self._database.sql["has_migrations"]))
+
+    async def table_present(self) -> bool:
+        """Whether there is a table `memories`."""
+        async with self._database.connection() as connection:
+            return await self._table(connection) is not None
+
+    async def backfill_once(self, limit: int) -> int:
+        """Queue at most `limit` rows that are pending and have no queue entry; how many were."""
+        async with self._database.connection() as connection:
+            return len(await connection.fetch(self._database.sql["backfill"], limit))
+
+    async def definition(self) -> str | None:
+        """The table's own words for its shape, JSON text; `None` while there is no table."""
+        async with self._database.connection() as connection:
+            found: str | None = await connection.fetchval(self._database.sql["table_definition"])
+            return found
+
+    async def _missing(self, connection: "Connection") -> tuple[list[InstallStep], bool]:
+        table = await self._table(connection)
+        rights = await connection.fetchrow(self._database.sql["may_create"], self._database.schema)
+        may_create = rights is not None and rights["table_right"]
+        migrations = await self._migration_steps(connection)
+        steps = [self._step(name) for name in decide_steps(table, may_create=may_create)]
+        return [*migrations, *steps], table is not None
+
+    async def _migration_steps(self, connection: "Connection") -> list[InstallStep]:
+        sql = self._database.sql
+        applied: dict[str, str] = {}
+        if await connection.fetchval(sql["has_migrations"]):
+            applied = {r["name"]: r["checksum"] for r in await connection.fetch(sql["applied_migrations"])}
+        return [InstallStep(name, self._migrations[name]) for name in decide_migrations(applied, self._shipped)]
+
+    def _step(self, name: StepName) -> InstallStep:
+        return InstallStep(name, self._database.sql[name])
+
+    async def _carry_out(self, connection: "Connection", steps: Sequence[InstallStep]) -> None:
+        sql, checksums = self._database.sql, dict(self._shipped)
+        if any(step.name in checksums for step in steps):
+            await connection.execute(sql["migrations_table"])
+        for step in steps:
+            await connection.execute(step.sql)
+            if step.name in checksums:
+                await connection.execute(sql["note_migration"], step.name, checksums[step.name])
+
+    async def _table(self, connection: "Connection") -> FoundTable | None:
+        sql, schema = self._database.sql, self._database.schema
+        found = await connection.fetchrow(sql["inspect_table"], schema)
+        if found is None:
+            return None
+        columns = await connection.fetch(sql["inspect_columns"], schema)
+        return FoundTable(
+            name=found["name"],
+            kind=found["kind"],
+            owned=found["owned"],
+            primary_key=found["primary_key"],
+            columns=[Column(c["name"], c["type"], c["category"]) for c in columns],
+            triggers=frozenset(r["name"] for r in await connection.fetch(sql["inspect_triggers"], schema)),
+            indexes=frozenset(r["name"] for r in await connection.fetch(sql["inspect_indexes"], schema)),
+        )

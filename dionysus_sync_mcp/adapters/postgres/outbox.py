@@ -1,0 +1,163 @@
+"""The local queue: claim and settlement of a push in one transaction, so that nothing is ever half claimed."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
+from dionysus_sync_mcp.domain.memory import Version, properties_of
+from dionysus_sync_mcp.engine.ports import (
+    Conflict,
+    LiveVersion,
+    QueueEntry,
+    Settlement,
+    StoreIdentity,
+    SyncEvent,
+)
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from dionysus_sync_mcp.adapters.postgres.database import Connection
+
+COLUMN_OF = {
+    "content": "content",
+    "memory_type": "memory_type",
+    "importance": "importance",
+    "source_project": "source_project",
+    "session_id": "session_id",
+    "tags": "tags",
+    "created_at": "written_at",
+    "updated_at": "updated_at",
+}
+
+
+class PostgresOutbox:
+    """Implements `Outbox`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def claim(self, rows: int, size: int) -> "AsyncIterator[PostgresClaim | None]":
+        """See `Outbox.claim`. The advisory lock is the transaction's: it cannot outlive this process."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            if not await connection.fetchval(sql["try_push_lock"]):
+                yield None
+                return
+            identity = await connection.fetchrow(sql["identity"])
+            records = await connection.fetch(sql["claim_entries"], rows, size)
+            assert identity is not None, "the migration makes this row"  # noqa: S101 - narrows the type
+            yield PostgresClaim(
+                connection, sql, StoreIdentity(identity["id"], identity["epoch"]), [_entry(r) for r in records]
+            )
+
+    async def anything_queued(self) -> bool:
+        """Whether there is anything to push; cheap, for the worker's poll."""
+        async with self._database.connection() as connection:
+            return bool(await connection.fetchval(self._database.sql["anything_queued"]))
+
+    async def queue_length(self) -> int:
+        """Entries waiting to be pushed."""
+        async with self._database.connection() as connection:
+            return int(await connection.fetchval(self._database.sql["queue_length"]))
+
+    async def note_outage(self, memory_ids: Sequence[str], event: SyncEvent) -> None:
+        """See `Outbox.note_outage`."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["mark_engine"])
+            await connection.execute(sql["mark_status"], memory_ids, "queued")
+            await note_event(connection, sql, event)
+
+
+class PostgresClaim:
+    """Implements `Claim` on the transaction that the claim was made in."""
+
+    def __init__(
+        self,
+        connection: "Connection",
+        sql: Mapping[str, str],
+        identity: StoreIdentity,
+        entries: Sequence[QueueEntry],
+    ) -> None:
+        self._connection = connection
+        self._sql = sql
+        self.identity = identity
+        self.entries = entries
+
+    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion]:
+        """See `Claim.live_versions`."""
+        records = await self._connection.fetch(self._sql["live_versions"], memory_ids)
+        return {r["id"]: LiveVersion(r["version"], r["content"] or "") for r in records}
+
+    async def settle(self, settlement: Settlement) -> None:
+        """See `Claim.settle`. The stamps on the user's rows come last: their locks are held for an instant only."""
+        execute, sql = self._connection.execute, self._sql
+        await execute(sql["mark_engine"])
+        await execute(sql["acknowledge"], settlement.acknowledged)
+        await execute(sql["park"], [p.seq for p in settlement.parked], [p.error for p in settlement.parked])
+        await self._note_conflicts(settlement.conflicts)
+        if settlement.event:
+            await note_event(self._connection, sql, settlement.event)
+        if settlement.rebased:
+            ids = [s.memory_id for s in settlement.rebased]
+            rebased = await self._connection.fetch(sql["rebase"], ids, [s.version for s in settlement.rebased])
+            await execute(sql["enqueue_rows"], [r["id"] for r in rebased])
+        if settlement.pulled:
+            await overwrite_rows(self._connection, sql, settlement.pulled)
+        stamps = settlement.stamps
+        await execute(
+            sql["stamp"], [s.memory_id for s in stamps], [s.version for s in stamps], [s.captured for s in stamps]
+        )
+
+    async def _note_conflicts(self, conflicts: Sequence[Conflict]) -> None:
+        if not conflicts:
+            return
+        columns = zip(
+            *(
+                (
+                    c.memory_id,
+                    c.winner,
+                    c.local_version,
+                    c.remote_version,
+                    c.local_content[:100],
+                    c.remote_content[:100],
+                )
+                for c in conflicts
+            ),
+            strict=True,
+        )
+        await self._connection.execute(self._sql["note_conflicts"], *map(list, columns))
+
+
+def _entry(record: "asyncpg.Record") -> QueueEntry:
+    common = {
+        "seq": record["seq"],
+        "entity": record["entity"],
+        "operation": record["operation"],
+        "created_at": record["created_at"],
+        "memory_id": record["memory_id"],
+        "base_version": record["base_version"],
+    }
+    if record["entity"] != "memory":
+        return QueueEntry(**common, payload=json.loads(record["rest"]))
+    try:
+        return QueueEntry(**common, version=_version(record))
+    except (ValueError, TypeError) as error:
+        return QueueEntry(**common, broken=f"cannot be read: {error}")
+
+
+def _version(record: "asyncpg.Record") -> Version:
+    if record["sync_version"] is None:
+        raise ValueError("no sync_version")
+    return Version(
+        number=record["sync_version"],
+        operation=record["operation"],
+        content_hash=record["content_hash"],
+        changed_at=record["changed_at"],
+        properties=properties_of({name: record[column] for name, column in COLUMN_OF.items()}, record["rest"]),
+    )

@@ -1,0 +1,101 @@
+"""What the status and the search read of the local store, and the rows of its sessions."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.engine.ports import Filters, FoundMemory, LocalState, SessionRow, StoreIdentity
+
+if TYPE_CHECKING:
+    import asyncpg
+
+NOT_INITIALISED = LocalState(
+    table_present=False,
+    capture_installed=False,
+    initialised=False,
+    memories=0,
+    queued=0,
+    parked=0,
+    oldest_queued_at=None,
+    last_success_at=None,
+    open_conflicts=0,
+    last_parked_error=None,
+    identity=None,
+)
+
+
+class PostgresReading:
+    """Implements `LocalStatus`, `WordSearch` and `SessionStore`."""
+
+    def __init__(self, database: Database, installer: Installer) -> None:
+        self._database = database
+        self._installer = installer
+
+    async def state(self) -> LocalState:
+        """See `LocalStatus.state`."""
+        if not await self._installer.initialised():
+            return NOT_INITIALISED
+        sql = self._database.sql
+        captured = await self._installer.capture_installed()
+        async with self._database.connection() as connection:
+            state = await connection.fetchrow(sql["local_state"])
+            present = state is not None and state["table_present"]
+            memories = await connection.fetchval(sql["count_memories"]) if present else 0
+        return _state(state, memories, captured) if state is not None else NOT_INITIALISED
+
+    async def search_words(self, text: str, filters: Filters, limit: int) -> list[FoundMemory]:
+        """See `WordSearch.search_words`; any word of the question counts."""
+        async with self._database.connection() as connection:
+            records = await connection.fetch(
+                self._database.sql["search_local"],
+                text.replace("\x00", " "),
+                filters.projects,
+                filters.sessions,
+                filters.memory_types,
+                filters.tags,
+                filters.created_after,
+                filters.created_before,
+                limit,
+            )
+        return [FoundMemory(**{**dict(r), "tags": r["tags"] or [], "content": r["content"] or ""}) for r in records]
+
+    async def save_session(self, session: SessionRow) -> None:
+        """See `SessionStore.save_session`."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["save_project"], session.project_id)
+            await connection.execute(
+                sql["save_session"], session.id, session.project_id, session.started_at, session.last_activity_at
+            )
+
+    async def end_session(self, session_id: str, ended_at: datetime, summary: str | None = None) -> bool:
+        """See `SessionStore.end_session`."""
+        async with self._database.connection() as connection:
+            found = await connection.fetchval(self._database.sql["end_session"], session_id, ended_at, summary)
+        return found is not None
+
+    async def sessions(self, project: str | None, limit: int) -> list[SessionRow]:
+        """See `SessionStore.sessions`; newest first."""
+        async with self._database.connection() as connection:
+            records: Sequence[asyncpg.Record] = await connection.fetch(
+                self._database.sql["list_sessions"], project, limit
+            )
+        return [SessionRow(**dict(r)) for r in records]
+
+
+def _state(state: "asyncpg.Record", memories: int, captured: bool) -> LocalState:
+    return LocalState(
+        table_present=state["table_present"],
+        capture_installed=captured,
+        initialised=True,
+        memories=memories,
+        queued=state["queued"],
+        parked=state["parked"],
+        oldest_queued_at=state["oldest_queued_at"],
+        last_success_at=state["last_success_at"],
+        open_conflicts=state["open_conflicts"],
+        last_parked_error=state["last_parked_error"],
+        identity=StoreIdentity(state["id"], state["epoch"]),
+    )

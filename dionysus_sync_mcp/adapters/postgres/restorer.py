@@ -1,0 +1,126 @@
+"""The local store's side of a recovery: pages by COPY, inserted and verified in one transaction each."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
+from dionysus_sync_mcp.engine.ports import PageResult, Scope, SyncEvent
+
+if TYPE_CHECKING:
+    from dionysus_sync_mcp.adapters.postgres.database import Connection
+
+PAGE_COLUMNS = (
+    "id", "version", "content_hash", "deleted_at", "content", "memory_type", "importance", "source_project",
+    "session_id", "tags", "created_at", "updated_at", "extra",
+)  # fmt: skip
+DIGEST_PAGE = 5000
+FIRST_ID = "00000000-0000-0000-0000-000000000000"
+
+
+class PostgresRestorer:
+    """Implements `Restorer`."""
+
+    def __init__(self, database: Database, installer: Installer) -> None:
+        self._database = database
+        self._installer = installer
+
+    async def ensure_schema(self, definition: str | None) -> bool:
+        """See `Restorer.ensure_schema`."""
+        return await self._installer.rebuild(definition)
+
+    async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
+        """See `Restorer.digests`. Keyset pages: no transaction stays open between them."""
+        last = FIRST_ID
+        while page := await self._digest_page(scope, last):
+            yield page
+            last = page[-1].id
+
+    async def _digest_page(self, scope: Scope, after: str) -> list[Digest]:
+        async with self._database.connection() as connection:
+            records = await connection.fetch(
+                self._database.sql["local_digests"],
+                scope.projects,
+                scope.sessions,
+                scope.memory_ids,
+                after,
+                DIGEST_PAGE,
+            )
+        return [Digest(r["id"], r["version"], r["content_hash"], deleted=False) for r in records]
+
+    async def restore(self, memories: Sequence[RemoteMemory]) -> PageResult:
+        """See `Restorer.restore`. A page with a row that the table refuses is halved until that row stands alone."""
+        try:
+            return await self._restore_page(memories)
+        except Refused as error:
+            if len(memories) == 1:
+                return PageResult(0, 0, 0, [(memories[0].id, error.what)], [])
+        middle = len(memories) // 2
+        return _together(await self.restore(memories[:middle]), await self.restore(memories[middle:]))
+
+    async def _restore_page(self, memories: Sequence[RemoteMemory]) -> PageResult:
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["mark_engine"])
+            await fill_page(connection, sql, memories)
+            present = await connection.fetchval(sql["leave_out_present"])
+            restored = await connection.fetchval(sql["write_restored"], False)
+            mismatched = [r["id"] for r in await connection.fetch(sql["verify_restored"])]
+            resurrected = [r["id"] for r in await connection.fetch(sql["resurrected_ids"])]
+            if resurrected:
+                await connection.execute(sql["enqueue_rows"], resurrected)
+        return PageResult(restored, restored - len(mismatched), present, [], mismatched)
+
+    async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
+        """See `Restorer.restore_context`."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["mark_engine"])
+            await connection.execute(sql["restore_projects"], json.dumps(list(projects)))
+            await connection.execute(sql["restore_sessions"], json.dumps(list(sessions)))
+
+    async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
+        """See `Restorer.record_recovery`."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["note_recovery"], json.dumps(report))
+            await note_event(connection, sql, event)
+
+
+async def note_event(connection: "Connection", sql: Mapping[str, str], event: SyncEvent) -> None:
+    """Write an audit row."""
+    await connection.execute(
+        sql["note_event"],
+        event.direction,
+        event.result,
+        event.record_count,
+        event.memory_ids,
+        event.error_message,
+        event.duration_ms,
+        event.retry_count,
+    )
+
+
+async def fill_page(connection: "Connection", sql: Mapping[str, str], memories: Sequence[RemoteMemory]) -> None:
+    """Put memories into the temporary table that the other statements of a restore read."""
+    await connection.execute(sql["create_restore_page"])
+    await connection.copy_records_to_table("dionysus_restore", records=memories, columns=PAGE_COLUMNS)
+
+
+async def overwrite_rows(connection: "Connection", sql: Mapping[str, str], memories: Sequence[RemoteMemory]) -> int:
+    """Make the local rows what the remote holds, unless they are newer; how many were written."""
+    await fill_page(connection, sql, memories)
+    return int(await connection.fetchval(sql["write_restored"], True))
+
+
+def _together(first: PageResult, second: PageResult) -> PageResult:
+    return PageResult(
+        restored=first.restored + second.restored,
+        verified=first.verified + second.verified,
+        already_there=first.already_there + second.already_there,
+        refused=[*first.refused, *second.refused],
+        mismatched=[*first.mismatched, *second.mismatched],
+    )

@@ -1,0 +1,139 @@
+"""Decides how a database becomes a local store: what can be adopted, which steps are left, or why it cannot be done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dionysus_sync_mcp.domain.errors import NotAdoptable, SchemaMismatch
+from dionysus_sync_mcp.domain.memory import SYNC_COLUMNS
+
+StepName = Literal["create_memories", "add_sync_columns", "add_sync_indexes", "install_capture"]
+
+CAPTURE_TRIGGERS = frozenset(
+    {"zz_dionysus_version", "dionysus_capture_insert", "dionysus_capture_update", "dionysus_capture_delete"}
+)
+SYNC_INDEXES = frozenset({"idx_memories_sync_status", "idx_memories_sync_version"})
+_WHAT_IT_IS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}
+
+# The columns that we need, with what their type has to be: a type's name, or a category of pg_type.typcategory.
+_NEEDED: Mapping[str, tuple[str, frozenset[str]]] = {
+    "id": ("uuid", frozenset({"uuid"})),
+    "content": ("text", frozenset({"S"})),
+    "memory_type": ("text", frozenset({"S", "E"})),
+    "importance": ("real", frozenset({"N"})),
+    "source_project": ("text", frozenset({"S"})),
+    "session_id": ("uuid", frozenset({"uuid", "S"})),
+    "tags": ("text[]", frozenset({"text[]", "character varying[]"})),
+    "created_at": ("timestamptz", frozenset({"D"})),
+    "updated_at": ("timestamptz", frozenset({"D"})),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the catalogue describes it: type name without modifiers, and `pg_type.typcategory`."""
+
+    name: str
+    type: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTable:
+    """What stands at the name `memories`.
+
+    Attributes:
+        kind: `pg_class.relkind`; "r" is a plain table.
+        owned: Whether this role may alter it.
+        triggers: Those of ours that are there and fire always.
+    """
+
+    name: str
+    kind: str
+    owned: bool
+    primary_key: Sequence[str]
+    columns: Sequence[Column]
+    triggers: frozenset[str]
+    indexes: frozenset[str]
+
+
+def decide_steps(table: FoundTable | None, *, may_create: bool) -> list[StepName]:
+    """The steps that are left, in order; empty when all is in place.
+
+    Raises:
+        NotAdoptable: With everything that stands in the way, in one message.
+    """
+    if table is None:
+        if not may_create:
+            raise NotAdoptable(
+                "there is no table 'memories' and this role may not create one",
+                where="memories",
+                hint="Give the role CREATE on the schema and the database, or create the table as its owner.",
+            )
+        return ["create_memories", "add_sync_columns", "add_sync_indexes", "install_capture"]
+    _refuse_unfit(table)
+    steps: list[StepName] = []
+    if not set(SYNC_COLUMNS) <= {c.name for c in table.columns}:
+        steps.append("add_sync_columns")
+    if not table.indexes >= SYNC_INDEXES:
+        steps.append("add_sync_indexes")
+    if not table.triggers >= CAPTURE_TRIGGERS:
+        steps.append("install_capture")
+    if steps and not table.owned:
+        raise NotAdoptable("this role does not own it", where=table.name, hint="Run init as the table's owner.")
+    return steps
+
+
+def _refuse_unfit(table: FoundTable) -> None:
+    if table.kind != "r":
+        what = _WHAT_IT_IS.get(table.kind, f"not a plain table (relkind {table.kind!r})")
+        raise NotAdoptable(f"it is {what}", where=table.name, hint="Only a plain table can be captured.")
+    faults = [*_missing(table), *_wrong_types(table)]
+    if list(table.primary_key) != ["id"]:
+        faults.append("its primary key is not the one column id")
+    if faults:
+        raise NotAdoptable(
+            "; ".join(faults), where=table.name, hint="Nothing was changed. Add what is missing and run init again."
+        )
+
+
+def _missing(table: FoundTable) -> list[str]:
+    present = {column.name for column in table.columns}
+    lacking = [f"{name} {wanted}" for name, (wanted, _) in _NEEDED.items() if name not in present]
+    return [f"it lacks the column(s) {', '.join(lacking)}"] if lacking else []
+
+
+def _wrong_types(table: FoundTable) -> list[str]:
+    return [
+        f"column {c.name} is {c.type}, not {_NEEDED[c.name][0]}"
+        for c in table.columns
+        if c.name in _NEEDED and not {c.type, c.category} & _NEEDED[c.name][1]
+    ]
+
+
+def decide_migrations(applied: Mapping[str, str], shipped: Sequence[tuple[str, str]]) -> list[str]:
+    """The names of the migrations that are left.
+
+    Args:
+        applied: Checksum by name, as the database has them.
+        shipped: Name and checksum, in order, as this program has them.
+
+    Raises:
+        SchemaMismatch: The database was made by a newer program, or a migration was changed after it was applied.
+    """
+    known = dict(shipped)
+    newer = sorted(set(applied) - set(known))
+    if newer:
+        raise SchemaMismatch(
+            f"the bookkeeping has migrations that this version does not know: {', '.join(newer)}",
+            where="dionysus_sync",
+            hint="Use the version of dionysus-sync-mcp that installed them, or a newer one.",
+        )
+    changed = sorted(name for name, checksum in applied.items() if known[name] != checksum)
+    if changed:
+        raise SchemaMismatch(
+            f"migration {', '.join(changed)} was applied in another form than this version has it",
+            where="dionysus_sync",
+            hint="Use the version of dionysus-sync-mcp that installed it.",
+        )
+    return [name for name, _ in shipped if name not in applied]

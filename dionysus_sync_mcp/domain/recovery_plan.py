@@ -1,0 +1,28 @@
+"""Decides what a recovery does with each memory, and whether what it did is what was planned."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from dionysus_sync_mcp.domain.memory import Digest
+
+PlanClass = Literal["missing_here", "older_here", "identical", "newer_here", "conflicting", "deleted"]
+
+
+def classify(remote: Digest, local: Mapping[str, Digest]) -> PlanClass:
+    """In which class a memory of the remote store is, beside the local rows."""
+    here = local.get(remote.id)
+    if here is None:
+        return "deleted" if remote.deleted else "missing_here"
+    if here.version != remote.version:
+        return "older_here" if here.version < remote.version else "newer_here"
+    return "identical" if here.content_hash == remote.content_hash and not remote.deleted else "conflicting"
+
+
+def is_restored(plan_class: PlanClass, *, include_deleted: bool) -> bool:
+    """Whether a recovery brings a memory of this class back: nothing that is here is touched."""
+    return plan_class == "missing_here" or (include_deleted and plan_class == "deleted")
+
+
+def shortfall(planned: int, verified: int, already_there: int) -> int:
+    """How many of the planned rows are neither verified nor found to be there already."""
+    return max(0, planned - verified - already_there)

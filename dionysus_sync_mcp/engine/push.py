@@ -1,0 +1,267 @@
+"""Push: queue entries to the remote store, claimed and acknowledged in one transaction of the local store."""
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dionysus_sync_mcp.domain.conflict import decide_consequence
+from dionysus_sync_mcp.domain.errors import Refused, Unavailable
+from dionysus_sync_mcp.domain.folding import fold
+from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
+from dionysus_sync_mcp.engine.ports import (
+    Claim,
+    Conflict,
+    LiveVersion,
+    Outbox,
+    Parking,
+    QueueEntry,
+    RemoteBatch,
+    RemoteReader,
+    RemoteWriter,
+    RowOutcome,
+    Settlement,
+    Stamp,
+    SyncEvent,
+)
+
+Progress = Callable[[int, int | None, str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What one bounded push did. `busy` says that another process is pushing."""
+
+    pushed: int = 0
+    parked: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    busy: bool = False
+
+    def plus(self, other: "PushResult") -> "PushResult":
+        """Both together; `busy` is the later one's."""
+        names = {*self.outcomes, *other.outcomes}
+        together = {name: self.outcomes.get(name, 0) + other.outcomes.get(name, 0) for name in names}
+        return PushResult(self.pushed + other.pushed, self.parked + other.parked, together, other.busy)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a batch became: the outcomes, and the memories and context rows that the remote refused, with the reason."""
+
+    outcomes: list[RowOutcome] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    refused_context: str | None = None
+
+
+class Pusher:
+    """The use-case push.
+
+    Args:
+        rows: Queue entries in one batch, at most.
+        size: Bytes of their rows, about.
+    """
+
+    def __init__(
+        self, outbox: Outbox, writer: RemoteWriter, reader: RemoteReader, *, rows: int = 1000, size: int = 4_000_000
+    ) -> None:
+        self._outbox = outbox
+        self._writer = writer
+        self._reader = reader
+        self._rows = rows
+        self._size = size
+        self._prepared = False
+
+    async def push_once(self) -> PushResult:
+        """Push one batch.
+
+        A crash at any point leaves either nothing done, or a remote batch that is sent again and changes nothing (P2).
+
+        Raises:
+            Unavailable: A store is away; the entries stay as they were.
+        """
+        async with self._outbox.claim(self._rows, self._size) as claim:
+            if claim is None:
+                return PushResult(busy=True)
+            if not claim.entries:
+                return PushResult()
+            started = time.monotonic()
+            await self._prepare_remote()
+            settlement, outcomes = await self._apply(claim)
+            result = _result(settlement, outcomes)
+            await claim.settle(replace(settlement, event=_event(settlement, result, started)))
+        return result
+
+    async def drain(self, *, deadline: float | None = None, on_progress: Progress | None = None) -> PushResult:
+        """Push until the queue is empty, another process pushes, or `deadline` (of `time.monotonic`) has passed."""
+        total = PushResult()
+        while deadline is None or time.monotonic() < deadline:
+            step = await self.push_once()
+            total = total.plus(step)
+            if step.busy or not (step.pushed or step.parked):
+                break
+            if on_progress:
+                await on_progress(total.pushed, None, f"{total.pushed} changes pushed")
+        return total
+
+    async def _prepare_remote(self) -> None:
+        if not self._prepared:
+            await self._writer.prepare()
+            self._prepared = True
+
+    async def note_outage(self, error: Unavailable) -> None:
+        """Mark the next entries' memories as queued, and audit that the remote store is away.
+
+        What comes back may be another server, so its schema is looked at again.
+        """
+        self._prepared = False
+        async with self._outbox.claim(self._rows, self._size) as claim:
+            ids = sorted({e.memory_id for e in claim.entries if e.memory_id}) if claim else []
+        await self._outbox.note_outage(ids, SyncEvent("local_to_remote", "queued", len(ids), ids, str(error)))
+
+    async def _apply(self, claim: Claim) -> tuple[Settlement, list[RowOutcome]]:
+        memories = [e for e in claim.entries if e.entity == "memory" and e.version is not None]
+        context = [e for e in claim.entries if e.entity != "memory"]
+        changes = fold((e.memory_id or "", e.base_version, e.version) for e in memories if e.version)
+        batch = RemoteBatch(
+            claim.identity,
+            changes,
+            sessions=_last_rows(context, "session", "id"),
+            projects=_last_rows(context, "project", "id"),
+            references=_last_rows(context, "reference", "source_id", "target_id", "context"),
+        )
+        written = await self._write_halving(batch)
+        parked = [*_broken(claim.entries), *_refused(claim.entries, written)]
+        left = {p.seq for p in parked}
+        acknowledged = [e.seq for e in claim.entries if e.seq not in left]
+        captured = {e.memory_id or "": e.version.number for e in memories if e.version}
+        settlement = await self._consequences(claim, changes, captured, written.outcomes)
+        return replace(settlement, acknowledged=acknowledged, parked=parked), written.outcomes
+
+    async def _write_halving(self, batch: RemoteBatch) -> Written:
+        """Write a batch; one that the remote refuses is halved until the refused row stands alone."""
+        try:
+            return Written(outcomes=await self._writer.write(batch))
+        except Refused as error:
+            pieces = _halves(batch)
+            if not pieces:
+                return _alone(batch, error)
+        written = Written()
+        for piece in pieces:
+            part = await self._write_halving(piece)
+            written = Written(
+                [*written.outcomes, *part.outcomes],
+                {**written.refused, **part.refused},
+                part.refused_context or written.refused_context,
+            )
+        return written
+
+    async def _consequences(
+        self,
+        claim: Claim,
+        changes: Sequence[MemoryChange],
+        captured: Mapping[str, int],
+        outcomes: Sequence[RowOutcome],
+    ) -> Settlement:
+        sent = {change.memory_id: change for change in changes}
+        contested = [o for o in outcomes if o.outcome in ("stale", "conflict_won", "conflict_lost")]
+        live = await claim.live_versions([o.memory_id for o in contested]) if contested else {}
+        decided = [(o, _decide(o, sent[o.memory_id], live.get(o.memory_id))) for o in outcomes]
+        pulled = await self._held_by_remote([o for o, consequence in decided if consequence == "pull"])
+        conflicts = [o for o in contested if o.outcome != "stale"]
+        remote = {m.id: m for m in pulled}
+        return Settlement(
+            acknowledged=(),
+            stamps=[
+                Stamp(o.memory_id, o.version, captured[o.memory_id])
+                for o, consequence in decided
+                if consequence == "confirm" and sent[o.memory_id].newest.operation != "delete"
+            ],
+            rebased=[Stamp(o.memory_id, o.version, captured[o.memory_id]) for o, consequence in decided if consequence == "rebase"],
+            pulled=pulled,
+            conflicts=[_conflict(o, sent[o.memory_id], remote.get(o.memory_id)) for o in conflicts],
+        )
+
+    async def _held_by_remote(self, outcomes: Sequence[RowOutcome]) -> list[RemoteMemory]:
+        if not outcomes:
+            return []
+        return await self._reader.by_id([o.memory_id for o in outcomes])
+
+
+def _decide(outcome: RowOutcome, change: MemoryChange, live: LiveVersion | None) -> str:
+    return decide_consequence(
+        outcome.outcome,
+        change.newest.number,
+        outcome.version,
+        live.version if live else None,
+        sent_delete=change.newest.operation == "delete",
+    )
+
+
+def _conflict(outcome: RowOutcome, change: MemoryChange, remote: RemoteMemory | None) -> Conflict:
+    return Conflict(
+        outcome.memory_id,
+        "local" if outcome.outcome == "conflict_won" else "remote",
+        change.newest.number,
+        outcome.version,
+        (change.newest.properties.content or "")[:100],
+        ((remote.content if remote else None) or "")[:100],
+    )
+
+
+def _last_rows(entries: Iterable[QueueEntry], entity: str, *key: str) -> list[dict[str, Any]]:
+    """The last state of each row of an entity; a deleted reference says so, other context is never deleted remotely."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in entries:
+        if entry.entity != entity or (entry.operation == "delete" and entity != "reference"):
+            continue
+        row = {**entry.payload, "deleted": True} if entry.operation == "delete" else entry.payload
+        rows[tuple(row.get(name) for name in key)] = row
+    return list(rows.values())
+
+
+def _halves(batch: RemoteBatch) -> list[RemoteBatch]:
+    """Two smaller batches; empty when the batch cannot be made smaller."""
+    context = bool(batch.sessions or batch.projects or batch.references)
+    if context and batch.changes:
+        return [replace(batch, changes=()), replace(batch, sessions=(), projects=(), references=())]
+    if len(batch.changes) < 2:
+        return []
+    middle = len(batch.changes) // 2
+    return [replace(batch, changes=batch.changes[:middle]), replace(batch, changes=batch.changes[middle:])]
+
+
+def _alone(batch: RemoteBatch, error: Refused) -> Written:
+    if batch.changes:
+        return Written(refused={batch.changes[0].memory_id: error.what})
+    return Written(refused_context=error.what)
+
+
+def _broken(entries: Iterable[QueueEntry]) -> list[Parking]:
+    return [Parking(e.seq, e.broken) for e in entries if e.broken]
+
+
+def _refused(entries: Iterable[QueueEntry], written: Written) -> list[Parking]:
+    parked = []
+    for entry in entries:
+        reason = written.refused.get(entry.memory_id or "") if entry.entity == "memory" else written.refused_context
+        if reason and not entry.broken:
+            parked.append(Parking(entry.seq, reason))
+    return parked
+
+
+def _result(settlement: Settlement, outcomes: Iterable[RowOutcome]) -> PushResult:
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        counts[outcome.outcome] = counts.get(outcome.outcome, 0) + 1
+    return PushResult(len(settlement.acknowledged), len(settlement.parked), counts)
+
+
+def _event(settlement: Settlement, result: PushResult, started: float) -> SyncEvent:
+    return SyncEvent(
+        direction="local_to_remote",
+        result="partial" if result.parked and result.pushed else "failed" if result.parked else "success",
+        record_count=result.pushed,
+        memory_ids=[s.memory_id for s in settlement.stamps],
+        error_message=settlement.parked[0].error if settlement.parked else None,
+        duration_ms=round(1000 * (time.monotonic() - started)),
+    )
