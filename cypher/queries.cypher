@@ -4,8 +4,8 @@ SHOW INDEXES YIELD name, state, options
 RETURN collect([name, state, options.indexConfig['vector.dimensions'], options.indexConfig['fulltext.analyzer']]) AS indexes
 
 // await_indexes //
-// Waits for new indexes. $seconds: at most so long.
-CALL db.awaitIndexes($seconds)
+// Waits for new indexes. $at_most: seconds.
+CALL db.awaitIndexes($at_most)
 
 // components //
 // The server's version. No parameters.
@@ -68,7 +68,7 @@ FOREACH (_ IN CASE WHEN applied THEN [1] ELSE [] END |
   SET m.text_hash = r.text_hash, m.created_at = datetime(r.created_at), m.updated_at = datetime(r.updated_at),
       m.deleted_at = CASE WHEN r.deleted THEN datetime(r.changed_at) END
 )
-FOREACH (_ IN CASE WHEN applied AND other_text THEN [1] ELSE [] END |
+FOREACH (_ IN CASE WHEN applied AND other_text AND outcome <> 'created' THEN [1] ELSE [] END |
   REMOVE m:Unembedded, m.embedding, m.embedding_model, m.embedding_hash, m.embedding_error
 )
 FOREACH (_ IN CASE WHEN applied AND other_text AND NOT r.deleted AND r.text_hash IS NOT NULL THEN [1] ELSE [] END |
@@ -102,3 +102,246 @@ CALL (r, m, retagged) {
   MERGE (m)-[:TAGGED_WITH]->(p)
 }
 RETURN collect([r.id, outcome, m.sync_version]) AS outcomes
+
+// write_projects //
+// $rows: rows of the local table `projects`, times as ISO 8601 text. An older state never replaces a newer one.
+UNWIND $rows AS r
+MERGE (p:Project {id: r.id})
+SET p:Project
+WITH r, p, datetime(coalesce(r.changed_at, r.created_at)) AS changed_at
+WHERE p.changed_at IS NULL OR changed_at IS NULL OR changed_at >= p.changed_at
+SET p.name = r.name, p.description = r.description, p.created_at = datetime(r.created_at),
+    p.changed_at = coalesce(changed_at, p.changed_at)
+
+// write_sessions //
+// $rows: rows of the local table `sessions`, times as ISO 8601 text. An older state never replaces a newer one, and an
+// ended session stays ended. A new session follows the one that its project started last before it.
+UNWIND $rows AS r
+MERGE (s:Session {id: r.id})
+SET s:Session
+WITH r, s, s.started_at IS NULL AS fresh, datetime(r.last_activity_at) AS active_at, datetime(r.ended_at) AS ended_at
+SET s.ended_at = CASE WHEN s.ended_at IS NULL OR ended_at > s.ended_at THEN ended_at ELSE s.ended_at END
+WITH r, s, fresh, active_at WHERE fresh OR s.last_activity_at IS NULL OR active_at >= s.last_activity_at
+SET s.started_at = coalesce(s.started_at, datetime(r.started_at)), s.last_activity_at = active_at,
+    s.summary = coalesce(r.summary, s.summary), s.project_id = coalesce(r.project_id, s.project_id)
+WITH s, fresh WHERE s.project_id IS NOT NULL
+MERGE (p:Project {id: s.project_id})
+MERGE (s)-[:PART_OF]->(p)
+WITH s, fresh, p
+CALL (s, p) {
+  MATCH (s)-[link:PART_OF]->(other:Project) WHERE other.id <> p.id
+  DELETE link
+}
+WITH s, fresh, p WHERE fresh
+CALL (s, p) {
+  MATCH (p)<-[:PART_OF]-(previous:Session) WHERE previous.started_at < s.started_at
+  WITH s, previous ORDER BY previous.started_at DESC, previous.id LIMIT 1
+  MERGE (previous)-[:FOLLOWED_BY]->(s)
+}
+
+// write_references //
+// $rows: rows of the local table `memory_references`, with `deleted` where one was removed. A reference is noted when
+// both memories are there; a removed one stays, marked. An older state never replaces a newer one.
+UNWIND $rows AS r
+MATCH (a:Memory {id: r.source_id})
+MATCH (b:Memory {id: r.target_id})
+MERGE (a)-[link:REFERENCES]->(b)
+WITH r, link, datetime(coalesce(r.changed_at, r.created_at)) AS changed_at, coalesce(r.deleted, false) AS deleted
+WHERE link.changed_at IS NULL OR changed_at > link.changed_at
+   OR changed_at = link.changed_at AND (deleted OR NOT link.deleted)
+SET link.context = r.context, link.created_at = datetime(r.created_at), link.changed_at = changed_at,
+    link.deleted = deleted
+
+// note_definition //
+// Keeps the definition of the local table. $id, $epoch: the local store. $definition: JSON text.
+MERGE (s:Store {id: $id})
+SET s.epoch = $epoch, s.definition = $definition, s.definition_at = datetime()
+
+// definition //
+// The newest definition of a local table. No parameters.
+MATCH (s:Store) WHERE s.definition IS NOT NULL
+RETURN s.definition AS definition ORDER BY s.definition_at DESC LIMIT 1
+
+// digests //
+// A page of [id, version, hash, deleted]. $after: last id of the page before. $limit: rows. $projects, $sessions,
+// $memory_ids: scope, empty lists mean all.
+MATCH (m:Memory)
+WHERE m.id > $after
+  AND (size($projects) = 0 OR m.source_project IN $projects)
+  AND (size($sessions) = 0 OR m.session_id IN $sessions)
+  AND (size($memory_ids) = 0 OR m.id IN $memory_ids)
+WITH m ORDER BY m.id LIMIT $limit
+RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL]) AS page
+
+// memories //
+// A page of whole memories in the field order of domain.memory.RemoteMemory. Parameters as of `digests`.
+MATCH (m:Memory)
+WHERE m.id > $after
+  AND (size($projects) = 0 OR m.source_project IN $projects)
+  AND (size($sessions) = 0 OR m.session_id IN $sessions)
+  AND (size($memory_ids) = 0 OR m.id IN $memory_ids)
+WITH m ORDER BY m.id LIMIT $limit
+RETURN collect([m.id, m.sync_version, m.content_hash, toString(m.deleted_at), m.content, m.memory_type, m.importance,
+  m.source_project, m.session_id, m.tags, toString(m.created_at), toString(m.updated_at), m.extra]) AS page
+
+// memories_by_id //
+// Whole memories in the field order of domain.memory.RemoteMemory, those that are there. $memory_ids: which.
+UNWIND $memory_ids AS id
+MATCH (m:Memory {id: id})
+WITH m ORDER BY m.id
+RETURN collect([m.id, m.sync_version, m.content_hash, toString(m.deleted_at), m.content, m.memory_type, m.importance,
+  m.source_project, m.session_id, m.tags, toString(m.created_at), toString(m.updated_at), m.extra]) AS page
+
+// sessions //
+// Sessions that were written as rows, not those that only a memory names. No parameters.
+MATCH (s:Session) WHERE s.started_at IS NOT NULL
+WITH s ORDER BY s.id
+RETURN collect({id: s.id, project_id: s.project_id, started_at: toString(s.started_at),
+  last_activity_at: toString(s.last_activity_at), ended_at: toString(s.ended_at), summary: s.summary}) AS rows
+
+// projects //
+// Projects that were written as rows, not those that only a memory names. No parameters.
+MATCH (p:Project) WHERE p.name IS NOT NULL OR p.created_at IS NOT NULL
+WITH p ORDER BY p.id
+RETURN collect({id: p.id, name: p.name, description: p.description, created_at: toString(p.created_at)}) AS rows
+
+// counts //
+// [memories with tombstones, tombstones, versions]. No parameters.
+RETURN [
+  COUNT { MATCH (:Memory) },
+  COUNT { MATCH (m:Memory) WHERE m.deleted_at IS NOT NULL },
+  COUNT { MATCH (:MemoryVersion) }
+] AS counts
+
+// texts_without_vector //
+// [id, content] of memories that wait for a vector. $limit: at most so many.
+MATCH (m:Unembedded)
+WITH m LIMIT $limit
+RETURN collect([m.id, m.content]) AS texts
+
+// count_without_vector //
+// How many memories wait for a vector. No parameters.
+RETURN COUNT { MATCH (:Unembedded) } AS waiting
+
+// store_vectors //
+// How many vectors were stored. $rows: {id, text_hash, values}, sorted by id. $model: what made them.
+UNWIND $rows AS r
+MATCH (m:Memory {id: r.id})
+// Takes the node's lock before it is read: a push may be changing the text.
+SET m:Memory
+WITH r, m WHERE m.text_hash = r.text_hash AND m.deleted_at IS NULL
+SET m.embedding_model = $model, m.embedding_hash = r.text_hash
+REMOVE m:Unembedded, m.embedding_error
+WITH r, m
+CALL db.create.setNodeVectorProperty(m, 'embedding', r.values)
+RETURN count(*) AS stored
+
+// refuse_text //
+// Takes a memory off the waiting list for as long as its text stays. $id, $text_hash: which. $reason: one line.
+MATCH (m:Memory {id: $id})
+SET m:Memory
+WITH m WHERE m.text_hash = $text_hash AND m.deleted_at IS NULL
+SET m.embedding_error = $reason
+REMOVE m:Unembedded
+
+// search_words //
+// [how many the index gave, rows in the field order of engine.ports.FoundMemory], best first. $query: Lucene syntax.
+// $depth: how many to ask the index for. $limit: rows. $characters: contents are cut there. The rest: filters, empty
+// lists and null mean anything.
+CALL db.index.fulltext.queryNodes('memory_content', $query, {limit: $depth}) YIELD node AS m, score
+WITH collect([m, score]) AS hits
+CALL (hits) {
+  UNWIND hits AS hit
+  WITH hit[0] AS m, hit[1] AS score
+  WHERE m.deleted_at IS NULL
+    AND (size($projects) = 0 OR m.source_project IN $projects)
+    AND (size($sessions) = 0 OR m.session_id IN $sessions)
+    AND (size($memory_types) = 0 OR m.memory_type IN $memory_types)
+    AND (size($tags) = 0 OR any(tag IN m.tags WHERE tag IN $tags))
+    AND ($created_after IS NULL OR m.created_at >= datetime($created_after))
+    AND ($created_before IS NULL OR m.created_at < datetime($created_before))
+  WITH m, score ORDER BY score DESC, m.id LIMIT $limit
+  OPTIONAL MATCH (m)-[:BELONGS_TO]->(s:Session)
+  RETURN collect([m.id, score, left(coalesce(m.content, ''), $characters), m.memory_type, m.importance,
+    m.source_project, m.session_id, coalesce(m.tags, []), toString(m.created_at), toString(s.started_at),
+    s.summary]) AS page
+}
+RETURN [size(hits), page] AS found
+
+// search_vector //
+// [how many the index gave, rows in the field order of engine.ports.FoundMemory], best first. $vector: what to be near
+// to. The other parameters are those of `search_words`.
+CALL db.index.vector.queryNodes('memory_embedding', $depth, $vector) YIELD node AS m, score
+WITH collect([m, score]) AS hits
+CALL (hits) {
+  UNWIND hits AS hit
+  WITH hit[0] AS m, hit[1] AS score
+  WHERE m.deleted_at IS NULL
+    AND (size($projects) = 0 OR m.source_project IN $projects)
+    AND (size($sessions) = 0 OR m.session_id IN $sessions)
+    AND (size($memory_types) = 0 OR m.memory_type IN $memory_types)
+    AND (size($tags) = 0 OR any(tag IN m.tags WHERE tag IN $tags))
+    AND ($created_after IS NULL OR m.created_at >= datetime($created_after))
+    AND ($created_before IS NULL OR m.created_at < datetime($created_before))
+  WITH m, score ORDER BY score DESC, m.id LIMIT $limit
+  OPTIONAL MATCH (m)-[:BELONGS_TO]->(s:Session)
+  RETURN collect([m.id, score, left(coalesce(m.content, ''), $characters), m.memory_type, m.importance,
+    m.source_project, m.session_id, coalesce(m.tags, []), toString(m.created_at), toString(s.started_at),
+    s.summary]) AS page
+}
+RETURN [size(hits), page] AS found
+
+// count_candidates //
+// How many memories the filters leave, counted up to $limit. The other parameters are filters as of `search_words`.
+CALL () {
+  UNWIND $sessions AS id
+  MATCH (:Session {id: id})<-[:BELONGS_TO]-(m:Memory)
+  RETURN m
+  UNION ALL
+  UNWIND CASE WHEN size($sessions) = 0 THEN $projects ELSE [] END AS id
+  MATCH (:Project {id: id})<-[:TAGGED_WITH]-(m:Memory)
+  RETURN m
+  UNION ALL
+  UNWIND CASE WHEN size($sessions) + size($projects) = 0 THEN [true] ELSE [] END AS everywhere
+  MATCH (m:Memory)
+  RETURN m
+}
+WITH m
+WHERE m.deleted_at IS NULL
+  AND (size($projects) = 0 OR m.source_project IN $projects)
+  AND (size($memory_types) = 0 OR m.memory_type IN $memory_types)
+  AND (size($tags) = 0 OR any(tag IN m.tags WHERE tag IN $tags))
+  AND ($created_after IS NULL OR m.created_at >= datetime($created_after))
+  AND ($created_before IS NULL OR m.created_at < datetime($created_before))
+WITH m LIMIT $limit
+RETURN count(m) AS candidates
+
+// scan_vectors //
+// Rows in the field order of engine.ports.FoundMemory, nearest first: every memory that the filters leave is compared.
+// $vector: what to be near to. The other parameters are those of `search_words`.
+CALL () {
+  UNWIND $sessions AS id
+  MATCH (:Session {id: id})<-[:BELONGS_TO]-(m:Memory)
+  RETURN m
+  UNION ALL
+  UNWIND CASE WHEN size($sessions) = 0 THEN $projects ELSE [] END AS id
+  MATCH (:Project {id: id})<-[:TAGGED_WITH]-(m:Memory)
+  RETURN m
+  UNION ALL
+  UNWIND CASE WHEN size($sessions) + size($projects) = 0 THEN [true] ELSE [] END AS everywhere
+  MATCH (m:Memory)
+  RETURN m
+}
+WITH m
+WHERE m.embedding IS NOT NULL AND size(m.embedding) = size($vector) AND m.deleted_at IS NULL
+  AND (size($projects) = 0 OR m.source_project IN $projects)
+  AND (size($memory_types) = 0 OR m.memory_type IN $memory_types)
+  AND (size($tags) = 0 OR any(tag IN m.tags WHERE tag IN $tags))
+  AND ($created_after IS NULL OR m.created_at >= datetime($created_after))
+  AND ($created_before IS NULL OR m.created_at < datetime($created_before))
+WITH m, vector.similarity.cosine(m.embedding, $vector) AS score
+ORDER BY score DESC, m.id LIMIT $limit
+OPTIONAL MATCH (m)-[:BELONGS_TO]->(s:Session)
+RETURN collect([m.id, score, left(coalesce(m.content, ''), $characters), m.memory_type, m.importance,
+  m.source_project, m.session_id, coalesce(m.tags, []), toString(m.created_at), toString(s.started_at),
+  s.summary]) AS page

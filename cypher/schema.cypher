@@ -36,6 +36,10 @@ CREATE INDEX memory_project_type IF NOT EXISTS FOR (m:Memory) ON (m.source_proje
 // Memories of a span of time. No parameters.
 CREATE INDEX memory_created IF NOT EXISTS FOR (m:Memory) ON (m.created_at)
 
+// memory_deleted //
+// Tombstones, so that they are counted without reading every memory. No parameters.
+CREATE INDEX memory_deleted IF NOT EXISTS FOR (m:Memory) ON (m.deleted_at)
+
 // session_dates //
 // Sessions of a span of time. No parameters.
 CREATE INDEX session_dates IF NOT EXISTS FOR (s:Session) ON (s.started_at, s.ended_at)

@@ -1,0 +1,107 @@
+"""The edge where the driver's errors become ours; nothing of the driver's crosses it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from neo4j.exceptions import (
+    AuthError,
+    ConfigurationError,
+    DatabaseError,
+    DriverError,
+    Forbidden,
+    GqlError,
+    IncompleteCommit,
+    Neo4jError,
+    TransientError,
+)
+
+from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, OutcomeUnknown, Refused, TooLarge, Unavailable
+
+WHERE = "neo4j"
+LONGEST_MESSAGE = 300
+_REACH = "Check that Neo4j runs and that NEO4J_URI reaches it; the work is kept and tried again."
+_ACT = "Check NEO4J_USER, NEO4J_PASSWORD, NEO4J_DATABASE and NEO4J_URI, and the rights of that user."
+_UNSUPPORTED = "Use Neo4j 5.26 or newer."
+
+# Neo4j reports these as transient, but the same transaction would run out of memory again: only a smaller one helps.
+_OUT_OF_MEMORY = ("MemoryPoolOutOfMemoryError", "OutOfMemoryError", "TransactionMemoryLimit", "StackOverFlowError")
+# Not about the rows that were sent: parking them would be wrong.
+_NOT_ABOUT_ROWS = {
+    "Neo.ClientError.Transaction.TransactionTimedOut",
+    "Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration",
+    "Neo.ClientError.Transaction.TransactionTerminated",
+    "Neo.ClientError.Transaction.LockClientStopped",
+}
+_NEEDS_A_PERSON = (
+    "Neo.ClientError.Security.",
+    "Neo.ClientError.Database.",
+    "Neo.ClientError.General.ForbiddenOnReadOnly",
+)
+# The server does not know a word of a statement: that is its version, never the rows.
+_NOT_UNDERSTOOD = {
+    "Neo.ClientError.Statement.SyntaxError",
+    "Neo.ClientError.Statement.FeatureDeprecationWarning",
+    "Neo.ClientError.Procedure.ProcedureNotFound",
+}
+
+
+def translated(error: GqlError) -> DionysusError:
+    """Our error for one of the driver's."""
+    if isinstance(error, Neo4jError):
+        return _from_server(error)
+    return _from_driver(error)
+
+
+def _from_driver(error: GqlError) -> DionysusError:
+    if isinstance(error, IncompleteCommit):
+        return OutcomeUnknown("the connection was lost while a commit was under way", where=WHERE, hint=_REACH)
+    if isinstance(error, ConfigurationError):
+        return AccessRefused(_text(error), where=WHERE, hint=_ACT)
+    return Unavailable(_text(error), where=WHERE, hint=_REACH)
+
+
+def _from_server(error: Neo4jError) -> DionysusError:
+    code = error.code or ""
+    text = _text(error)
+    if code.endswith(_OUT_OF_MEMORY):
+        return TooLarge(text, where=WHERE)
+    if code in _NOT_UNDERSTOOD:
+        return AccessRefused(text, where=WHERE, hint=_UNSUPPORTED)
+    if isinstance(error, AuthError | Forbidden) or code.startswith(_NEEDS_A_PERSON):
+        return AccessRefused(text, where=WHERE, hint=_ACT)
+    if isinstance(error, TransientError) or code in _NOT_ABOUT_ROWS or _is_commit_trouble(error, code):
+        return Unavailable(text, where=WHERE, hint=_REACH)
+    return Refused(text, where=WHERE)
+
+
+def _is_commit_trouble(error: Neo4jError, code: str) -> bool:
+    """A full disk or a damaged log stops every transaction, whatever is in it."""
+    return isinstance(error, DatabaseError) and code.startswith("Neo.DatabaseError.Transaction.")
+
+
+def _text(error: GqlError) -> str:
+    """The first line only: the ones after it quote the statement."""
+    message = error.message if isinstance(error, Neo4jError) else str(error)
+    first = (message or type(error).__name__).strip().splitlines()[0].rstrip(". ")
+    return first if len(first) <= LONGEST_MESSAGE else f"{first[:LONGEST_MESSAGE]}…"
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """Raise what the driver raises inside as one of ours.
+
+    Raises:
+        Unavailable: Not reached, or no answer within the deadline.
+        OutcomeUnknown: The connection was lost while a commit was under way.
+        AccessRefused: Wrong password, missing right, unknown database or a server that is too old.
+        TooLarge: More than the server's memory for one transaction.
+        Refused: Anything else that the server refuses.
+    """
+    try:
+        yield
+    except (Neo4jError, DriverError) as error:
+        raise translated(error) from error
+    except TimeoutError as error:
+        raise Unavailable("no answer within the deadline", where=WHERE, hint=_REACH) from error
+    except OSError as error:
+        raise Unavailable(error.strerror or type(error).__name__, where=WHERE, hint=_REACH) from error

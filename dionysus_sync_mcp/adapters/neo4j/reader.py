@@ -1,0 +1,58 @@
+"""The remote's reading side: keyset pages, each travelling as one value."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dionysus_sync_mcp.adapters.neo4j.connection import Part
+from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
+from dionysus_sync_mcp.engine.ports import RemoteCounts, Scope
+
+
+class Reader(Part):
+    """Implements `RemoteReader`."""
+
+    async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]:
+        """Ids above `after`, in order, at most `limit`; tombstones too."""
+        return [Digest(*row) for row in await self._page("digests", scope, after, limit)]
+
+    async def memories(self, scope: Scope, after: str, limit: int) -> list[RemoteMemory]:
+        """Ids above `after`, in order, at most `limit`; tombstones too, with `deleted_at` set."""
+        return [RemoteMemory(*row) for row in await self._page("memories", scope, after, limit)]
+
+    async def by_id(self, memory_ids: Sequence[str]) -> list[RemoteMemory]:
+        """Those that are there, sorted by id."""
+        wanted = sorted(set(memory_ids))
+        page = await self._connection.read("memories_by_id", self._limits.read_seconds, memory_ids=wanted)
+        return [RemoteMemory(*row) for row in page]
+
+    async def sessions(self) -> list[dict[str, Any]]:
+        """All sessions that were pushed as rows, times as ISO 8601 text."""
+        rows: list[dict[str, Any]] = await self._connection.read("sessions", self._limits.read_seconds)
+        return rows
+
+    async def projects(self) -> list[dict[str, Any]]:
+        """All projects that were pushed as rows, times as ISO 8601 text."""
+        rows: list[dict[str, Any]] = await self._connection.read("projects", self._limits.read_seconds)
+        return rows
+
+    async def counts(self) -> RemoteCounts:
+        """What the remote store holds."""
+        memories, tombstones, versions = await self._connection.read("counts", self._limits.read_seconds)
+        return RemoteCounts(live=memories - tombstones, tombstones=tombstones, versions=versions)
+
+    async def definition(self) -> str | None:
+        """The newest definition of a local table that was noted, JSON text."""
+        text: str | None = await self._connection.read("definition", self._limits.read_seconds)
+        return text
+
+    async def _page(self, statement: str, scope: Scope, after: str, limit: int) -> list[list[Any]]:
+        page: list[list[Any]] = await self._connection.read(
+            statement,
+            self._limits.read_seconds,
+            after=after,
+            limit=limit,
+            projects=list(scope.projects),
+            sessions=list(scope.sessions),
+            memory_ids=list(scope.memory_ids),
+        )
+        return page

@@ -1,0 +1,66 @@
+"""The remote's writing side: its schema, batches of changes, and the definition of the local table."""
+
+from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
+from dionysus_sync_mcp.adapters.neo4j.rows import memory_parameters
+from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome, StoreIdentity
+
+SCHEMA = (
+    "memory_id_unique",
+    "session_id_unique",
+    "project_id_unique",
+    "memory_version_key_unique",
+    "store_id_unique",
+    "memory_embedding",
+    "memory_content",
+    "memory_project_type",
+    "memory_created",
+    "memory_deleted",
+    "session_dates",
+)
+INDEX_SECONDS = 300
+
+
+class Writer(Part):
+    """Implements `RemoteWriter`."""
+
+    async def prepare(self) -> None:
+        """Create constraints and indexes that are missing and wait until they can be used; idempotent."""
+        present = {name for name, *_ in await self._connection.read("schema_present", self._limits.write_seconds)}
+        missing = [name for name in SCHEMA if name not in present]
+        for name in missing:
+            await self._connection.read(
+                name, INDEX_SECONDS, dimensions=self._limits.dimensions, analyzer=self._limits.analyzer
+            )
+        if missing:
+            await self._connection.read("await_indexes", INDEX_SECONDS, at_most=INDEX_SECONDS)
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Apply a batch in one transaction and one deadline; the outcomes are sorted by memory id.
+
+        The rows of `projects` and `references` may carry `changed_at`, the time of their capture, which then guards
+        them instead of `created_at`.
+
+        Raises:
+            Refused: The server refuses a row; `TooLarge` when the batch exceeds its memory.
+            Unavailable: Nothing was written; `OutcomeUnknown` when that is not known.
+        """
+        calls = [Call("write_store", {"id": batch.identity.id, "epoch": batch.identity.epoch})]
+        if batch.changes:
+            calls.append(Call("write_memories", memory_parameters(batch.changes, batch.identity.id)))
+        calls.extend(_context(batch))
+        values = await self._connection.write(calls, self._limits.write_seconds)
+        return [RowOutcome(*outcome) for outcome in values[1]] if batch.changes else []
+
+    async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
+        """Keep the local table's definition (JSON text) with the store's node."""
+        parameters = {"id": identity.id, "epoch": identity.epoch, "definition": definition}
+        await self._connection.write([Call("note_definition", parameters)], self._limits.write_seconds)
+
+
+def _context(batch: RemoteBatch) -> list[Call]:
+    given = (
+        ("write_projects", batch.projects),
+        ("write_sessions", batch.sessions),
+        ("write_references", batch.references),
+    )
+    return [Call(name, {"rows": list(rows)}) for name, rows in given if rows]
