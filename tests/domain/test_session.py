@@ -37,7 +37,7 @@ def test_without_anything_a_new_session_begins_now() -> None:
 
 @pytest.mark.parametrize("idle_minutes", [0, 10, 29.99, -29])
 def test_a_fresh_file_goes_on(idle_minutes: float) -> None:
-    """Idle for less than 30 minutes is the same session, with its own start; a clock that lags a little does no harm."""
+    """Idle for less than 30 minutes is the same session, with its own start; a lagging clock does no harm."""
     decision = decide_session(None, last(MINE, idle_minutes), NOW, IDLE, NEW)
     assert (decision.session_id, decision.origin) == (MINE, "file")
     assert decision.started_at == NOW - timedelta(hours=3)
@@ -108,13 +108,13 @@ def test_only_a_plain_uuid_is_an_id(text: str | None, expected: str | None) -> N
 @pytest.mark.parametrize(
     ("configured", "folder", "working", "expected"),
     [
-        ("my project", "/home/me/code", "/tmp/x", "my project"),
-        (None, "/home/me/code", "/tmp/x", "code"),
-        ("  ", "/home/me/code/", "/tmp/x", "code"),
-        (None, None, "/tmp/x", "x"),
-        (None, "", "/tmp/x", "x"),
+        ("my project", "/home/me/code", "/srv/x", "my project"),
+        (None, "/home/me/code", "/srv/x", "code"),
+        ("  ", "/home/me/code/", "/srv/x", "code"),
+        (None, None, "/srv/x", "x"),
+        (None, "", "/srv/x", "x"),
         (None, "/", "/", NAMELESS_PROJECT),
-        (None, "/home/me/..", "/tmp/x", "x"),
+        (None, "/home/me/..", "/srv/x", "x"),
         ("\x1b[31mred\u202e\n'); x", None, "/", "red '); x"),
         ("\u200b", "/home/caf\udce9", "/", "caf"),
         ("x" * 5000, None, "/", "x" * 199 + "…"),
