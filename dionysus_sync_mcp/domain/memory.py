@@ -96,12 +96,15 @@ class RemoteMemory(NamedTuple):
 
 
 class Digest(NamedTuple):
-    """What a comparison needs of a memory."""
+    """What a comparison needs of a memory. What the rules are about is given for a remote one only."""
 
     id: str
     version: int
     content_hash: str
     deleted: bool
+    memory_type: str | None = None
+    importance: float | None = None
+    session_id: str | None = None
 
 
 def properties_of(columns: Mapping[str, str | None], extra: str | None) -> Properties:
@@ -168,7 +171,7 @@ def _with_exact(extra: str | None, exact: Mapping[str, str]) -> str | None:
     return f"{{{body}}}" if body else None
 
 
-def broken_rules(memory: RemoteMemory) -> list[str]:
+def broken_rules(memory: RemoteMemory | Digest) -> list[str]:
     """The data model's rules that a memory breaks, in its words ("Validation Rules"); empty for a valid one."""
     found = []
     if memory.version < 1:

@@ -5,7 +5,7 @@ In-memory twins pass the same behavioural suite. Every method may raise `Unavail
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
@@ -59,6 +59,8 @@ class Installation(Protocol):
         ...
 
     async def install(self) -> tuple[list[InstallStep], bool]: ...
+
+    async def identity(self) -> "StoreIdentity": ...
 
     async def initialised(self) -> bool: ...
 
@@ -473,7 +475,14 @@ class SessionFileContent:
 
 
 class SessionFile(Protocol):
-    """The file that other programs read the session id from; synchronous, since it is a few bytes."""
+    """The file that other programs read the session id from; synchronous, since it is a few bytes.
+
+    Where it cannot be written, touched or removed, that raises `AccessRefused`.
+    """
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other servers from deciding at the same time; held for a read and a write, waits a moment at most."""
+        ...
 
     def read(self) -> SessionFileContent | None:
         """`None` where there is no usable file."""

@@ -1,7 +1,7 @@
 """Push: queue entries to the remote store, claimed and acknowledged in one transaction of the local store."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +24,6 @@ from dionysus_sync_mcp.engine.ports import (
     Stamp,
     SyncEvent,
 )
-
-Progress = Callable[[int, int | None, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +88,6 @@ class Pusher:
             result = _result(settlement, outcomes)
             await claim.settle(replace(settlement, event=_event(settlement, result, started)))
         return result
-
-    async def drain(self, *, deadline: float | None = None, on_progress: Progress | None = None) -> PushResult:
-        """Push until the queue is empty, another process pushes, or `deadline` (of `time.monotonic`) has passed."""
-        total = PushResult()
-        while deadline is None or time.monotonic() < deadline:
-            step = await self.push_once()
-            total = total.plus(step)
-            if step.busy or not (step.pushed or step.parked):
-                break
-            if on_progress:
-                await on_progress(total.pushed, None, f"{total.pushed} changes pushed")
-        return total
 
     async def _prepare_remote(self) -> None:
         if not self._prepared:
@@ -176,7 +162,11 @@ class Pusher:
                 for o, consequence in decided
                 if consequence == "confirm" and sent[o.memory_id].newest.operation != "delete"
             ],
-            rebased=[Stamp(o.memory_id, o.version, captured[o.memory_id]) for o, consequence in decided if consequence == "rebase"],
+            rebased=[
+                Stamp(o.memory_id, o.version, captured[o.memory_id])
+                for o, consequence in decided
+                if consequence == "rebase"
+            ],
             pulled=pulled,
             conflicts=[_conflict(o, sent[o.memory_id], remote.get(o.memory_id)) for o in conflicts],
         )

@@ -13,7 +13,8 @@ from dionysus_sync_mcp.domain.adoption import (
     decide_migrations,
     decide_steps,
 )
-from dionysus_sync_mcp.engine.ports import InstallStep
+from dionysus_sync_mcp.domain.errors import SchemaMismatch
+from dionysus_sync_mcp.engine.ports import InstallStep, StoreIdentity
 
 if TYPE_CHECKING:
     from dionysus_sync_mcp.adapters.postgres.database import Connection
@@ -79,6 +80,18 @@ class Installer:
         """Whether there is a table `memories`."""
         async with self._database.connection() as connection:
             return await self._table(connection) is not None
+
+    async def identity(self) -> StoreIdentity:
+        """Which local store this is.
+
+        Raises:
+            SchemaMismatch: The bookkeeping is not installed.
+        """
+        async with self._database.connection() as connection:
+            record = await connection.fetchrow(self._database.sql["identity"])
+        if record is None:
+            raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
+        return StoreIdentity(record["id"], record["epoch"])
 
     async def backfill_once(self, limit: int) -> int:
         """Queue at most `limit` rows that are pending and have no queue entry; how many were."""

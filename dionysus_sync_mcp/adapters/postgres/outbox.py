@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
+from dionysus_sync_mcp.domain.errors import SchemaMismatch
 from dionysus_sync_mcp.domain.memory import Version, properties_of
 from dionysus_sync_mcp.engine.ports import (
     Conflict,
@@ -49,11 +50,11 @@ class PostgresOutbox:
                 yield None
                 return
             identity = await connection.fetchrow(sql["identity"])
+            if identity is None:
+                raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
             records = await connection.fetch(sql["claim_entries"], rows, size)
-            assert identity is not None, "the migration makes this row"  # noqa: S101 - narrows the type
-            yield PostgresClaim(
-                connection, sql, StoreIdentity(identity["id"], identity["epoch"]), [_entry(r) for r in records]
-            )
+            store = StoreIdentity(identity["id"], identity["epoch"])
+            yield PostgresClaim(connection, sql, store, [_entry(r) for r in records])
 
     async def anything_queued(self) -> bool:
         """Whether there is anything to push; cheap, for the worker's poll."""

@@ -1,0 +1,65 @@
+"""Guard: keeps the local store captured, finds rows that were missed, and notes the table's definition remotely."""
+
+from typing import NamedTuple
+
+from dionysus_sync_mcp.engine.ports import Installation, RemoteWriter
+
+BACKFILL_PAGE = 1000
+
+
+class GuardResult(NamedTuple):
+    """What one look did."""
+
+    protected: bool
+    installed: bool = False
+    backfilled: int = 0
+
+
+class Guard:
+    """The use-case guard.
+
+    Args:
+        may_initialise: Whether a database without our bookkeeping is made a local store unasked: only our own is.
+    """
+
+    def __init__(self, installation: Installation, writer: RemoteWriter, *, may_initialise: bool) -> None:
+        self._installation = installation
+        self._writer = writer
+        self._may_initialise = may_initialise
+        self._backfilled = False
+        self._noted: str | None = None
+
+    async def guard_once(self) -> GuardResult:
+        """Reinstall a capture that is gone, queue rows that were missed; a lost table is left for a recovery.
+
+        Raises:
+            NotAdoptable: The table cannot be captured any more.
+        """
+        initialised = await self._installation.initialised()
+        if not initialised and not self._may_initialise:
+            return GuardResult(protected=False)
+        if initialised and not await self._installation.table_present():
+            return GuardResult(protected=False)
+        installed = not await self._installation.capture_installed()
+        if installed:
+            await self._installation.install()
+            self._backfilled = False
+        backfilled = 0 if self._backfilled else await self.backfill()
+        self._backfilled = True
+        return GuardResult(protected=True, installed=installed, backfilled=backfilled)
+
+    async def backfill(self) -> int:
+        """Queue every row that is pending and has no queue entry, in pages; how many were."""
+        total = 0
+        while page := await self._installation.backfill_once(BACKFILL_PAGE):
+            total += page
+        return total
+
+    async def note_definition_once(self) -> bool:
+        """Keep the table's definition in the remote store, when it has changed; whether it was written."""
+        definition = await self._installation.definition()
+        if definition is None or definition == self._noted:
+            return False
+        await self._writer.note_definition(await self._installation.identity(), definition)
+        self._noted = definition
+        return True

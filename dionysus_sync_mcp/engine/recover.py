@@ -1,0 +1,282 @@
+"""Recover: plan first, then bring back from the remote store what the plan names, and compare every row's hash."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import get_args
+from uuid import uuid4
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from dionysus_sync_mcp.domain.errors import InputError
+from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
+from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
+from dionysus_sync_mcp.engine.ports import Installation, PageResult, RemoteReader, Restorer, Scope, SyncEvent
+from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
+from dionysus_sync_mcp.engine.tasks import first_error
+
+Progress = Callable[[int, int | None, str], Awaitable[None]]
+
+PAGE = 2000
+PAGES_AHEAD = 3
+EXAMPLES = 5
+NAMED_FAULTS = 20
+LIFETIME = timedelta(minutes=15)
+EXCERPT = 80
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    scope: Scope
+    include_deleted: bool
+    ids: frozenset[str]
+    expires_at: datetime
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What the comparison of both sides has found so far."""
+
+    ids: set[str] = field(default_factory=set)
+    counts: dict[RecoveryClass, int] = field(default_factory=lambda: dict.fromkeys(get_args(RecoveryClass), 0))
+    examples: dict[RecoveryClass, list[str]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def note(self, plan_class: RecoveryClass, memory_id: str) -> None:
+        self.counts[plan_class] += 1
+        named = self.examples.setdefault(plan_class, [])
+        if len(named) < EXAMPLES:
+            named.append(memory_id)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a run has done so far."""
+
+    restored: int = 0
+    verified: int = 0
+    already_there: int = 0
+    faults: list[Example] = field(default_factory=list)
+    fault_count: int = 0
+    invalid: list[Example] = field(default_factory=list)
+    invalid_count: int = 0
+
+    def add(self, memories: Sequence[RemoteMemory], page: PageResult) -> None:
+        by_id = {memory.id: memory for memory in memories}
+        self.restored += page.restored
+        self.verified += page.verified
+        self.already_there += page.already_there
+        reasons = [*page.refused, *((i, "its hash is not the remote's") for i in page.mismatched)]
+        self.fault_count += len(reasons)
+        self.faults += [_example(by_id[i], reason) for i, reason in reasons[: NAMED_FAULTS - len(self.faults)]]
+
+    def add_invalid(self, memory: RemoteMemory, rules: Sequence[str]) -> None:
+        self.invalid_count += 1
+        if len(self.invalid) < NAMED_FAULTS:
+            self.invalid.append(_example(memory, "; ".join(rules)))
+
+
+class Recoverer:
+    """The use-case recover. Plans live in this process; they are cheap to make again."""
+
+    def __init__(self, reader: RemoteReader, restorer: Restorer, installation: Installation) -> None:
+        self._reader = reader
+        self._restorer = restorer
+        self._installation = installation
+        self._plans: dict[str, _Planned] = {}
+
+    async def plan(
+        self, scope: Scope, now: datetime, *, include_deleted: bool = False, on_progress: Progress | None = None
+    ) -> RecoveryPlan:
+        """Compare both sides by version and hash; changes nothing."""
+        table_missing = not await self._installation.table_present()
+        local = {} if table_missing else await self._local_digests(scope)
+        survey = await self._survey(scope, local, include_deleted=include_deleted, on_progress=on_progress)
+        plan_id = str(uuid4())
+        expires_at = now + LIFETIME
+        self._plans = {key: plan for key, plan in self._plans.items() if plan.expires_at > now}
+        self._plans[plan_id] = _Planned(scope, include_deleted, frozenset(survey.ids), expires_at)
+        return RecoveryPlan(
+            plan_id=plan_id,
+            expires_at=expires_at,
+            next_step=_plan_advice(survey, plan_id, include_deleted=include_deleted),
+            warnings=_plan_warnings(survey, include_deleted=include_deleted),
+            will_restore=len(survey.ids),
+            counts=survey.counts,
+            examples=await self._examples(survey),
+            table_missing=table_missing,
+        )
+
+    async def run(self, plan_id: str, now: datetime, *, on_progress: Progress | None = None) -> RecoveryReport:
+        """Carry out a plan. Running the same scope again restores only what is still missing (P6).
+
+        Raises:
+            InputError: The plan is unknown, was used, or has expired; nothing was changed.
+        """
+        planned = self._take(plan_id, now)
+        started = time.monotonic()
+        await self._restorer.ensure_schema(await self._reader.definition())
+        sessions = await self._restore_context()
+        tally = await self._restore_pages(planned, on_progress)
+        report = _report(planned, tally, sessions, started)
+        await self._restorer.record_recovery(report.model_dump(mode="json"), _event(report))
+        return report
+
+    def _take(self, plan_id: str, now: datetime) -> _Planned:
+        planned = self._plans.pop(plan_id, None)
+        if planned is None or planned.expires_at <= now:
+            raise InputError(
+                "there is no such plan here, or it was used or has expired; nothing was changed",
+                where="plan_id",
+                hint="Make a new plan by calling without plan_id.",
+            )
+        return planned
+
+    async def _local_digests(self, scope: Scope) -> dict[str, Digest]:
+        return {digest.id: digest async for page in self._restorer.digests(scope) for digest in page}
+
+    async def _survey(
+        self, scope: Scope, local: dict[str, Digest], *, include_deleted: bool, on_progress: Progress | None
+    ) -> _Survey:
+        survey = _Survey()
+        left_here = set(local)
+        seen = 0
+        async for page in self._remote_digests(scope):
+            for remote in page:
+                left_here.discard(remote.id)
+                _note(survey, remote, local, include_deleted=include_deleted)
+            seen += len(page)
+            if on_progress:
+                await on_progress(seen, None, f"{seen} memories compared")
+        for memory_id in left_here:
+            survey.note("only_here", memory_id)
+        return survey
+
+    async def _remote_digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
+        last = ""
+        while page := await self._reader.digests(scope, last, PAGE * 2):
+            yield page
+            last = page[-1].id
+
+    async def _examples(self, survey: _Survey) -> dict[RecoveryClass, list[Example]]:
+        wanted = {i for name, ids in survey.examples.items() if name != "identical" for i in ids}
+        found = {m.id: m for m in await self._reader.by_id(sorted(wanted))} if wanted else {}
+        return {
+            name: [_example(found[i], survey.reasons.get(i)) for i in ids if i in found]
+            for name, ids in survey.examples.items()
+            if name != "identical"
+        }
+
+    async def _restore_context(self) -> int:
+        sessions = await self._reader.sessions()
+        await self._restorer.restore_context(sessions, await self._reader.projects())
+        return len(sessions)
+
+    async def _restore_pages(self, planned: _Planned, on_progress: Progress | None) -> _Tally:
+        """Reading runs a few pages ahead of writing; every page is one transaction, so a stop loses no finished one."""
+        tally = _Tally()
+        send, receive = anyio.create_memory_object_stream[list[RemoteMemory]](PAGES_AHEAD)
+        with first_error():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read_pages, planned, send)
+                await self._write_pages(planned, receive, tally, on_progress)
+        return tally
+
+    async def _read_pages(self, planned: _Planned, send: MemoryObjectSendStream[list[RemoteMemory]]) -> None:
+        async with send:
+            last = ""
+            while page := await self._reader.memories(planned.scope, last, PAGE):
+                last = page[-1].id
+                wanted = [memory for memory in page if memory.id in planned.ids]
+                if wanted:
+                    await send.send(wanted)
+
+    async def _write_pages(
+        self,
+        planned: _Planned,
+        receive: MemoryObjectReceiveStream[list[RemoteMemory]],
+        tally: _Tally,
+        on_progress: Progress | None,
+    ) -> None:
+        async with receive:
+            async for memories in receive:
+                for memory in memories:
+                    if rules := broken_rules(memory):
+                        tally.add_invalid(memory, rules)
+                tally.add(memories, await self._restorer.restore(memories))
+                if on_progress:
+                    done = tally.verified + tally.already_there
+                    await on_progress(done, len(planned.ids), f"{done} of {len(planned.ids)} memories verified")
+
+
+def _note(survey: _Survey, remote: Digest, local: dict[str, Digest], *, include_deleted: bool) -> None:
+    plan_class = classify(remote, local)
+    survey.note(plan_class, remote.id)
+    if not is_restored(plan_class, include_deleted=include_deleted):
+        return
+    survey.ids.add(remote.id)
+    if rules := broken_rules(remote):
+        survey.note("invalid", remote.id)
+        survey.reasons[remote.id] = "; ".join(rules)
+
+
+def _example(memory: RemoteMemory, reason: str | None) -> Example:
+    excerpt = (memory.content or "")[:EXCERPT]
+    return Example(memory_id=memory.id, project=memory.source_project, excerpt=excerpt, reason=reason)
+
+
+def _plan_advice(survey: _Survey, plan_id: str, *, include_deleted: bool) -> str:
+    if survey.ids:
+        return f"Run this plan by calling again with plan_id={plan_id}. Nothing that is here will be touched."
+    if survey.counts["deleted"] and not include_deleted:
+        return "Nothing is missing but what was deleted here; to bring that back too, plan with include_deleted=true."
+    return "Nothing is missing here; there is nothing to do."
+
+
+def _plan_warnings(survey: _Survey, *, include_deleted: bool) -> list[str]:
+    counts, warnings = survey.counts, []
+    if counts["deleted"] and not include_deleted:
+        warnings.append(f"{counts['deleted']} memories were deleted here and stay deleted in this plan.")
+    if counts["conflicting"] or counts["older_here"]:
+        number = counts["conflicting"] + counts["older_here"]
+        warnings.append(f"{number} rows here differ from the remote store; this plan leaves them as they are.")
+    if counts["invalid"]:
+        warnings.append(f"{counts['invalid']} memories break a rule of the data model; each is reported.")
+    return warnings
+
+
+def _report(planned: _Planned, tally: _Tally, sessions: int, started: float) -> RecoveryReport:
+    missing = shortfall(len(planned.ids), tally.verified, tally.already_there)
+    warnings = (
+        [f"{missing} of {len(planned.ids)} planned memories are not here or not as they were."] if missing else []
+    )
+    if tally.invalid_count:
+        warnings.append(f"{tally.invalid_count} restored memories break a rule of the data model; see invalid.")
+    advice = "Look at refused, mend what stands in the way, and plan again." if missing else "Check get_sync_status."
+    return RecoveryReport(
+        complete=not missing,
+        next_step=advice,
+        warnings=warnings,
+        planned=len(planned.ids),
+        restored=tally.restored,
+        verified=tally.verified,
+        already_there=tally.already_there,
+        refused=tally.faults,
+        refused_count=tally.fault_count,
+        invalid=tally.invalid,
+        invalid_count=tally.invalid_count,
+        sessions_restored=sessions,
+        duration_ms=round(1000 * (time.monotonic() - started)),
+    )
+
+
+def _event(report: RecoveryReport) -> SyncEvent:
+    return SyncEvent(
+        direction="remote_to_local",
+        result="success" if report.complete else "partial" if report.verified else "failed",
+        record_count=report.restored,
+        error_message=report.warnings[0] if report.warnings else None,
+        duration_ms=report.duration_ms,
+    )

@@ -1,0 +1,179 @@
+"""Status: reads only, fast, and answers whatever is away."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import anyio
+
+from dionysus_sync_mcp.domain.errors import DionysusError
+from dionysus_sync_mcp.engine.ports import Health, LocalState, LocalStatus, RemoteReader, Service, VectorStore
+from dionysus_sync_mcp.engine.reports import (
+    Exposure,
+    LocalReport,
+    QueueReport,
+    RemoteReport,
+    ServiceReport,
+    SessionReport,
+    StatusReport,
+    WorkerReport,
+)
+from dionysus_sync_mcp.engine.tasks import first_error
+
+RUN_INIT = "Run 'dionysus-sync-mcp init' to start protecting this database."
+RECOVER = "Call recover_from_remote without plan_id to see what can be brought back."
+
+
+@dataclass(slots=True)
+class _Looks:
+    """What the looks at each side have brought so far."""
+
+    health: dict[str, Health] = field(default_factory=dict)
+    local: LocalState | None = None
+    remote: RemoteReport | None = None
+
+
+class StatusReader:
+    """The use-case status."""
+
+    def __init__(
+        self, services: Sequence[Service], local: LocalStatus, reader: RemoteReader, vectors: VectorStore, version: str
+    ) -> None:
+        self._services = services
+        self._local = local
+        self._reader = reader
+        self._vectors = vectors
+        self._version = version
+
+    async def read(
+        self, now: datetime, timeout: float, worker: WorkerReport | None, session: SessionReport | None
+    ) -> StatusReport:
+        """All looks at once, each for at most `timeout` seconds; what did not answer is said, never raised."""
+        looks = _Looks()
+        with first_error():
+            async with anyio.create_task_group() as tasks:
+                for service in self._services:
+                    tasks.start_soon(self._look_at_service, service, looks, timeout)
+                tasks.start_soon(_within, timeout, self._look_at_local, looks)
+                tasks.start_soon(_within, timeout, self._look_at_remote, looks)
+        health = [looks.health[name] for name in sorted(looks.health, reverse=True)]
+        warnings, next_step = advise(health, looks.local, looks.remote, worker)
+        return StatusReport(
+            next_step=next_step,
+            warnings=warnings,
+            exposure=_exposure(looks.local, now),
+            services=[_service(h) for h in health],
+            local=_local(looks.local),
+            remote=looks.remote,
+            worker=worker,
+            session=session,
+            version=self._version,
+        )
+
+    async def _look_at_service(self, service: Service, looks: _Looks, timeout: float) -> None:
+        health = await service.health(timeout)
+        looks.health[health.service] = health
+
+    async def _look_at_local(self, looks: _Looks) -> None:
+        looks.local = await self._local.state()
+
+    async def _look_at_remote(self, looks: _Looks) -> None:
+        counts = await self._reader.counts()
+        without_vector = await self._vectors.count_without_vector()
+        looks.remote = RemoteReport(
+            live=counts.live, tombstones=counts.tombstones, versions=counts.versions, without_vector=without_vector
+        )
+
+
+async def _within(timeout: float, look: Callable[[_Looks], Awaitable[None]], looks: _Looks) -> None:
+    """The service's own health says why a look failed; here it only leaves its part of the report empty."""
+    with anyio.move_on_after(timeout):
+        try:
+            await look(looks)
+        except DionysusError:
+            return
+
+
+def advise(
+    health: Sequence[Health], local: LocalState | None, remote: RemoteReport | None, worker: WorkerReport | None
+) -> tuple[list[str], str]:
+    """The warnings, worst first, and the one thing to do next."""
+    found: list[tuple[str, str]] = [*_losses(local, remote), *_outages(health), *_troubles(local, worker)]
+    warnings = [warning for warning, _ in found]
+    steps = [step for _, step in found if step]
+    if steps:
+        return warnings, steps[0]
+    if local and local.queued:
+        return warnings, "Changes are on their way; call sync_now to wait until they are in the remote store."
+    return warnings, "Nothing to do: every change is in the remote store."
+
+
+def _losses(local: LocalState | None, remote: RemoteReport | None) -> list[tuple[str, str]]:
+    if local is None:
+        return []
+    if not local.initialised:
+        return [("This database is not protected yet: the bookkeeping is not installed.", RUN_INIT)]
+    held = remote.live if remote else 0
+    if not local.table_present:
+        return [(f"The table memories is gone; the remote store holds {held} memories.", RECOVER)]
+    if not local.memories and held:
+        return [(f"The local store is empty; the remote store holds {held} memories.", RECOVER)]
+    if not local.capture_installed:
+        return [("Changes are not being captured: the triggers are missing or disabled.", RUN_INIT)]
+    return []
+
+
+def _outages(health: Sequence[Health]) -> list[tuple[str, str]]:
+    meaning = {
+        "postgresql": "PostgreSQL is away: memories cannot be read or written now",
+        "neo4j": "Neo4j is away: changes wait in the local queue and nothing is lost",
+        "ollama": "Ollama is away: new memories are found by words only until it is back",
+    }
+    down = [h for h in health if not h.up]
+    return [(f"{meaning[h.service]} ({h.error}).", h.hint if h.service != "ollama" else "") for h in down]
+
+
+def _troubles(local: LocalState | None, worker: WorkerReport | None) -> list[tuple[str, str]]:
+    found = []
+    if local and local.parked:
+        reason = f": {local.last_parked_error}" if local.last_parked_error else ""
+        found.append((f"{local.parked} changes are parked, refused by the remote store{reason}.", ""))
+    if local and local.open_conflicts:
+        found.append((f"{local.open_conflicts} conflicts were decided; both contents are on record.", ""))
+    if worker and worker.error:
+        found.append((f"The last push failed: {worker.error}", ""))
+    return found
+
+
+def _exposure(local: LocalState | None, now: datetime) -> Exposure:
+    if local is None or not local.initialised:
+        return Exposure(unsynced=None)
+    oldest = local.oldest_queued_at
+    age = max(0.0, round((now - oldest).total_seconds(), 3)) if oldest else None
+    return Exposure(unsynced=local.queued + local.parked, oldest_seconds=age)
+
+
+def _service(health: Health) -> ServiceReport:
+    return ServiceReport(
+        service=health.service,
+        up=health.up,
+        error=health.error,
+        hint=health.hint,
+        version=health.version,
+        latency_ms=health.latency_ms,
+        degraded=list(health.degraded),
+    )
+
+
+def _local(state: LocalState | None) -> LocalReport | None:
+    if state is None:
+        return None
+    return LocalReport(
+        initialised=state.initialised,
+        table_present=state.table_present,
+        capture_installed=state.capture_installed,
+        memories=state.memories,
+        queue=QueueReport(queued=state.queued, parked=state.parked, last_parked_error=state.last_parked_error),
+        last_success_at=state.last_success_at,
+        open_conflicts=state.open_conflicts,
+    )

@@ -1,0 +1,170 @@
+"""The background loops. They only repeat the bounded steps of the other use-cases, and decide how long to wait."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import anyio
+
+from dionysus_sync_mcp.domain.backoff import next_delay
+from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.engine.embed import embed_once
+from dionysus_sync_mcp.engine.guard import Guard
+from dionysus_sync_mcp.engine.ports import Embedder, Outbox, VectorStore
+from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.reports import WorkerReport
+
+logger = logging.getLogger(__name__)
+
+GUARD_SECONDS = 5.0
+EMBED_SECONDS = 1.0
+SESSION_SECONDS = 60.0
+# A person has to act on a refused access: the first wait is as long as after this many failures.
+SLOW_START = 5
+
+Step = Callable[[], Awaitable[float]]
+
+
+@dataclass(slots=True)
+class Loop:
+    """One step, repeated; after a failure it waits longer each time, with full jitter."""
+
+    name: str
+    step: Step
+    attempts: int = 0
+    failing_since: datetime | None = None
+    error: str | None = None
+    next_try_at: datetime | None = None
+
+    async def run(self) -> None:
+        """Repeat until cancelled."""
+        while True:
+            delay = await self.run_once()
+            await anyio.sleep(delay)
+
+    async def run_once(self) -> float:
+        """One step; the seconds to wait after it. The top frame: nothing that goes wrong ends the loop."""
+        try:
+            delay = await self.step()
+        except DionysusError as error:
+            return self._failed(error, datetime.now(UTC))
+        except Exception as error:
+            logger.exception("%s failed in a way that has no name", self.name)
+            return self._failed(error, datetime.now(UTC))
+        self._succeeded()
+        return delay
+
+    def _succeeded(self) -> None:
+        if self.failing_since:
+            logger.info("%s works again", self.name)
+        self.attempts, self.failing_since, self.error, self.next_try_at = 0, None, None, None
+
+    def _failed(self, error: Exception, now: datetime) -> float:
+        if self.error != str(error):
+            logger.warning("%s: %s", self.name, error)
+        delay = self._delay_after(error)
+        self.attempts += 1
+        self.failing_since = self.failing_since or now
+        self.error = str(error)
+        self.next_try_at = now + timedelta(seconds=delay)
+        return delay
+
+    def _delay_after(self, error: Exception) -> float:
+        if isinstance(error, SchemaMismatch):
+            return GUARD_SECONDS
+        slow = SLOW_START if isinstance(error, AccessRefused) else 0
+        return next_delay(self.attempts + slow, random.random())  # noqa: S311 - jitter, not a secret
+
+
+class Worker:
+    """The loops of one process: push, embed, guard, and saving the session.
+
+    Args:
+        poll: Seconds between two looks at an empty queue.
+        save_session: Saves the session's row; called again until it succeeds, then once a minute.
+    """
+
+    def __init__(
+        self,
+        pusher: Pusher,
+        outbox: Outbox,
+        guard: Guard,
+        vectors: VectorStore,
+        embedder: Embedder,
+        *,
+        poll: float,
+        save_session: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self._pusher = pusher
+        self._outbox = outbox
+        self._guard = guard
+        self._vectors = vectors
+        self._embedder = embedder
+        self._poll = poll
+        self._save_session = save_session
+        self._outage_noted = False
+        self._pushing = False
+        self._push_loop = Loop("push", self._push)
+
+    def report(self) -> WorkerReport:
+        """How it is doing, for the status."""
+        loop = self._push_loop
+        state = "waiting" if loop.failing_since else "pushing" if self._pushing else "idle"
+        return WorkerReport(
+            state=state, failing_since=loop.failing_since, error=loop.error, next_try_at=loop.next_try_at
+        )
+
+    async def run(self) -> None:
+        """All loops, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Loop("guard", self._watch).run)
+            tasks.start_soon(self._push_loop.run)
+            tasks.start_soon(Loop("definition", self._note_definition).run)
+            tasks.start_soon(Loop("embed", self._embed).run)
+            if self._save_session:
+                tasks.start_soon(Loop("session", self._keep_session).run)
+
+    async def _push(self) -> float:
+        if not await self._outbox.anything_queued():
+            return self._poll
+        self._pushing = True
+        try:
+            result = await self._pusher.push_once()
+        except Unavailable as error:
+            await self._note_outage(error)
+            raise
+        finally:
+            self._pushing = False
+        self._outage_noted = False
+        return self._poll if result.busy or not result.pushed else 0.0
+
+    async def _note_outage(self, error: Unavailable) -> None:
+        """Once for each outage; where the local store is the one that is away, there is nobody to tell."""
+        if self._outage_noted:
+            return
+        try:
+            await self._pusher.note_outage(error)
+        except DionysusError:
+            return
+        self._outage_noted = True
+
+    async def _embed(self) -> float:
+        result = await embed_once(self._vectors, self._embedder)
+        return 0.0 if any(result) else EMBED_SECONDS
+
+    async def _watch(self) -> float:
+        result = await self._guard.guard_once()
+        if result.installed:
+            logger.info("capture installed, %d rows queued that were there before", result.backfilled)
+        return GUARD_SECONDS
+
+    async def _note_definition(self) -> float:
+        await self._guard.note_definition_once()
+        return GUARD_SECONDS
+
+    async def _keep_session(self) -> float:
+        if self._save_session:
+            await self._save_session()
+        return SESSION_SECONDS

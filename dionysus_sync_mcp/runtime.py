@@ -1,0 +1,335 @@
+"""The composition root: opens the adapters, builds the engine on them, and closes all in reverse.
+
+Nothing is connected before it is needed, and no service has to be there: the runtime opens at once (P9, P10).
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+
+from dionysus_sync_mcp.adapters.neo4j import RemoteStore
+from dionysus_sync_mcp.adapters.ollama import OllamaEmbedder
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
+from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
+from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_file_path
+from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
+from dionysus_sync_mcp.domain.errors import EmbeddedError, Starting
+from dionysus_sync_mcp.domain.session import project_name
+from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
+from dionysus_sync_mcp.engine.guard import Guard
+from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
+from dionysus_sync_mcp.engine.recover import Recoverer
+from dionysus_sync_mcp.engine.reports import (
+    InitReport,
+    InitStep,
+    QueryAnswer,
+    RecoveryPlan,
+    RecoveryReport,
+    SessionReport,
+    StatusReport,
+    SyncReport,
+)
+from dionysus_sync_mcp.engine.sessions import (
+    CurrentSession,
+    end_session,
+    list_sessions,
+    save_session_once,
+    start_session,
+    touch_session,
+)
+from dionysus_sync_mcp.engine.status import StatusReader
+from dionysus_sync_mcp.engine.sync import Syncer
+from dionysus_sync_mcp.engine.tasks import first_error
+from dionysus_sync_mcp.engine.worker import Worker
+from dionysus_sync_mcp.settings import EMBEDDED, Settings
+
+OnProgress = Callable[[int, int | None, str], Awaitable[None]]
+OnEmbedded = Callable[[Progress], None]
+
+DISTRIBUTION = "dionysus-sync-mcp"
+EMBEDDED_RETRY_SECONDS = 30.0
+CLOSE_SECONDS = 2.0
+
+
+def utc_now() -> datetime:
+    """The time, aware."""
+    return datetime.now(UTC)
+
+
+class Address:
+    """Where a service is: given by the settings, or known once the embedded one runs.
+
+    Args:
+        url: From the settings.
+        patient: Whether a caller waits for the embedded service, or is told at once how far it is.
+    """
+
+    def __init__(self, url: str, service: Service, *, patient: bool) -> None:
+        self.service = service
+        self.embedded = url == EMBEDDED
+        self._url = None if self.embedded else url
+        self._patient = patient
+        self._message = "it is about to be started"
+        self._error: EmbeddedError | None = None
+        self._decided = anyio.Event()
+
+    async def __call__(self) -> str:
+        """The URL.
+
+        Raises:
+            Starting: The embedded service is still being fetched or started.
+            EmbeddedError: It could not be.
+        """
+        if self._patient and self.embedded:
+            await self._decided.wait()
+        if self._url is not None:
+            return self._url
+        if self._error is not None:
+            raise self._error
+        raise Starting(self._message, where=f"embedded {self.service}", hint="Try again in a moment.")
+
+    def note(self, progress: Progress) -> None:
+        """How far it is."""
+        self._message = progress.message
+
+    def found(self, url: str) -> None:
+        """It runs."""
+        self._url, self._error = url, None
+        self._decided.set()
+
+    def failed(self, error: EmbeddedError) -> None:
+        """It could not be started; it is tried again."""
+        self._error = error
+        self._decided.set()
+
+
+class Runtime:
+    """What the MCP server and the command line use: the engine's use-cases on real adapters.
+
+    Every method raises errors of `domain.errors` only.
+    """
+
+    def __init__(self, settings: Settings, *, start_session: bool, patient: bool) -> None:
+        self.settings = settings
+        self.addresses = (
+            Address(settings.database_url.get_secret_value(), "postgres", patient=patient),
+            Address(settings.neo4j_uri, "neo4j", patient=patient),
+        )
+        self._leases: list[Lease] = []
+        self._open_local(settings)
+        self._open_remote(settings)
+        self._build_engine(settings)
+        self._session_file = SessionFileOnDisk(
+            session_file_path(settings.dionysus_session_file, settings.claude_project_dir, Path.home())
+        )
+        self._idle = timedelta(minutes=settings.dionysus_session_idle_minutes)
+        self._session = self._start_session() if start_session else None
+        self._last_activity = utc_now()
+
+    def _open_local(self, settings: Settings) -> None:
+        self.database = Database(self.addresses[0], settings.dionysus_schema, load_sql())
+        self.installer = Installer(self.database, load_migrations())
+        self.outbox = PostgresOutbox(self.database)
+        self.reading = PostgresReading(self.database, self.installer)
+
+    def _open_remote(self, settings: Settings) -> None:
+        self.remote = RemoteStore(
+            self.addresses[1],
+            settings.neo4j_user,
+            settings.neo4j_password,
+            settings.neo4j_database,
+            settings.dionysus_embedding_dimensions,
+            settings.dionysus_fulltext_analyzer,
+        )
+        self.embedder = OllamaEmbedder(
+            settings.ollama_url, settings.ollama_embed_model, settings.dionysus_embedding_dimensions
+        )
+        self._questions = QuestionVectors(self.embedder)
+
+    def _build_engine(self, settings: Settings) -> None:
+        services = (self.database, self.remote, self.embedder)
+        self.pusher = Pusher(
+            self.outbox,
+            self.remote,
+            self.remote,
+            rows=settings.dionysus_batch_rows,
+            size=settings.dionysus_batch_bytes,
+        )
+        self.guard = Guard(self.installer, self.remote, may_initialise=self.addresses[0].embedded)
+        self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
+        self._syncer = Syncer((self.database, self.remote), self.pusher, self.outbox, self.remote, self.embedder)
+        self._recoverer = Recoverer(self.remote, PostgresRestorer(self.database, self.installer), self.installer)
+        self._worker = Worker(
+            self.pusher,
+            self.outbox,
+            self.guard,
+            self.remote,
+            self.embedder,
+            poll=settings.dionysus_poll_ms / 1000,
+            save_session=self._save_session,
+        )
+        self._working = False
+
+    async def status(self, timeout: float = 1.5) -> StatusReport:
+        """How the memories are protected now; answers within `timeout` seconds and a little."""
+        worker = self._worker.report() if self._working else None
+        session = self._session.report() if self._session else None
+        return await self._status.read(utc_now(), timeout, worker, session)
+
+    async def sync(
+        self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
+    ) -> SyncReport:
+        """Push and embed all that waits."""
+        return await self._syncer.sync(timeout=timeout, embed=embed, on_progress=on_progress)
+
+    async def plan_recovery(
+        self, scope: Scope, *, include_deleted: bool = False, on_progress: OnProgress | None = None
+    ) -> RecoveryPlan:
+        """What a recovery would do; changes nothing."""
+        return await self._recoverer.plan(scope, utc_now(), include_deleted=include_deleted, on_progress=on_progress)
+
+    async def run_recovery(self, plan_id: str, *, on_progress: OnProgress | None = None) -> RecoveryReport:
+        """Carry out a plan."""
+        return await self._recoverer.run(plan_id, utc_now(), on_progress=on_progress)
+
+    async def query(self, request: QueryRequest) -> QueryAnswer:
+        """Search the memories of all projects and sessions."""
+        return await query(
+            request, self.remote, self.remote, self.reading, self._questions, self.settings.dionysus_words_weight
+        )
+
+    async def init(self, *, dry_run: bool) -> InitReport:
+        """Make the database a local store, adopting the table `memories` that is there.
+
+        Raises:
+            NotAdoptable: The table cannot be used; nothing was changed.
+        """
+        look = self.installer.missing_steps if dry_run else self.installer.install
+        steps, adopted = await look()
+        backfilled = 0 if dry_run else await self.guard.backfill()
+        return InitReport(
+            dry_run=dry_run,
+            adopted=adopted,
+            steps=[InitStep(name=step.name, sql=step.sql) for step in steps],
+            backfilled=backfilled,
+            next_step=_init_advice(dry_run=dry_run, left=bool(steps)),
+        )
+
+    async def run_worker(self) -> None:
+        """The background loops, until cancelled."""
+        self._working = True
+        try:
+            await self._worker.run()
+        finally:
+            self._working = False
+
+    def session(self) -> SessionReport | None:
+        """The session of this process; `None` where none was started."""
+        return self._session.report() if self._session else None
+
+    async def end_session(self, summary: str | None = None) -> bool:
+        """End the session, so that the next start begins a new one; whether it was going on."""
+        session = self._session or self._start_session()
+        await save_session_once(self.reading, session, utc_now())
+        return await end_session(self.reading, self._session_file, session.session_id, utc_now(), summary)
+
+    async def list_sessions(self, limit: int) -> list[SessionReport]:
+        """The newest sessions of all projects."""
+        return await list_sessions(self.reading, None, limit)
+
+    async def touch(self) -> None:
+        """Note an activity of the session."""
+        self._last_activity = utc_now()
+        if self._session:
+            touch_session(self._session_file, self._session, self._last_activity, self._idle)
+
+    def release(self) -> None:
+        """What must happen before the process ends however it ends; instant, harmless when repeated."""
+        for lease in self._leases:
+            lease.release()
+
+    async def close(self) -> None:
+        """Close every connection; bounded."""
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await self.embedder.close()
+            await self.remote.close()
+            await self.database.close()
+
+    async def hold_embedded(self, address: Address, on_embedded: OnEmbedded | None) -> None:
+        """Have an embedded service run as long as this process; what fails is tried again."""
+
+        def note(progress: Progress) -> None:
+            address.note(progress)
+            if on_embedded:
+                on_embedded(progress)
+
+        home = self.settings.dionysus_home or default_home()
+        while True:
+            try:
+                lease = await acquire(home, frozenset({address.service}), self.settings.dionysus_neo4j_version, note)
+            except EmbeddedError as error:
+                address.failed(error)
+                await anyio.sleep(EMBEDDED_RETRY_SECONDS)
+                continue
+            self._leases.append(lease)
+            address.found(lease.database_url or lease.neo4j_uri or "")
+            return
+
+    def _start_session(self) -> CurrentSession:
+        settings = self.settings
+        folder = settings.claude_project_dir
+        return start_session(
+            self._session_file,
+            environment_id=settings.claude_code_session_id,
+            project=project_name(settings.dionysus_project, str(folder.resolve()) if folder else None, str(Path.cwd())),
+            now=utc_now(),
+            idle=timedelta(minutes=settings.dionysus_session_idle_minutes),
+            new_id=uuid4(),
+        )
+
+    async def _save_session(self) -> None:
+        if self._session:
+            await save_session_once(self.reading, self._session, self._last_activity)
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings, *, worker: bool, start_session: bool, on_embedded: OnEmbedded | None = None
+) -> AsyncIterator[Runtime]:
+    """The runtime, at once: embedded services are held, and the worker runs, in the background.
+
+    Args:
+        on_embedded: Told how far the embedded services are. With it, calls wait for them; without, they say how far.
+    """
+    runtime = Runtime(settings, start_session=start_session, patient=on_embedded is not None)
+    try:
+        with first_error():
+            async with anyio.create_task_group() as tasks:
+                for address in runtime.addresses:
+                    if address.embedded:
+                        tasks.start_soon(runtime.hold_embedded, address, on_embedded)
+                if worker:
+                    tasks.start_soon(runtime.run_worker)
+                yield runtime
+                tasks.cancel_scope.cancel()
+    finally:
+        runtime.release()
+        await runtime.close()
+
+
+def _init_advice(*, dry_run: bool, left: bool) -> str:
+    if not left:
+        return "All is in place; nothing to do."
+    if dry_run:
+        return "Nothing was changed. Run the same without --dry-run to carry these steps out."
+    return "Every change is captured from now on. Run 'dionysus-sync-mcp status' to watch it reach the remote store."
