@@ -119,6 +119,10 @@ class Home:
         """What the keeper had to say in this run of it."""
         return self.root / "keeper.log"
 
+    def exists(self) -> bool:
+        """Whether anything was ever put there."""
+        return self.holders.is_dir()
+
     def make(self) -> None:
         """Create what is missing. As root, other users may pass through: PostgreSQL runs as one of them."""
         try:

@@ -173,20 +173,34 @@ async def down(home: Path) -> EmbeddedStatus:
     """
     require_extra()
     place = Home.at(home)
+    stopped = await _stop_all(place) if place.exists() else frozenset()
+    return await anyio.to_thread.run_sync(_status, place, tuple(sorted(stopped)))
+
+
+async def _stop_all(place: Home) -> frozenset[str]:
+    """Take the keeper's place, so that none is at work, and stop what runs without one; gives the names."""
+    from fasteners import InterProcessLock
+
     place.drop_holds(frozenset(name for name, _ in place.holds()))
-    before = place.state()
-    running = [name for name, instance in before.instances.items() if _busy(before, instance)]
-    if before.keeper is not None:
-        await end(before.keeper, KEEPER_STOPPING)
-    running += await _stop_the_rest(place, running)
-    return await anyio.to_thread.run_sync(_status, place, tuple(running))
+    stopped = set()
+    lock = InterProcessLock(place.keeper_lock)
+    while not lock.acquire(blocking=False):
+        state = place.state()
+        if state.keeper is not None:
+            stopped |= {name for name, instance in state.instances.items() if _busy(state, instance)}
+            await end(state.keeper, KEEPER_STOPPING)
+        await anyio.sleep(LOOK_SECONDS)
+    try:
+        return frozenset(stopped | await _stop_what_is_left(place))
+    finally:
+        lock.release()
 
 
-async def _stop_the_rest(place: Home, known: list[str]) -> list[str]:
-    """Stop what runs without a keeper; gives the names that are not in `known`."""
+async def _stop_what_is_left(place: Home) -> set[str]:
+    """Stop what a keeper that was killed left running; gives the names."""
     from dionysus_sync_mcp.embedded.keeper import known_instances, server_of
 
-    more = []
+    left = set()
     for name in known_instances(place):
         server = server_of(place, name)
         if (found := server.find()) is None:
@@ -194,8 +208,8 @@ async def _stop_the_rest(place: Home, known: list[str]) -> list[str]:
         await server.stop(found)
         if found.alive:
             raise EmbeddedError(f"process {found.pid} does not end", where=name)
-        more.append(name)
-    return [name for name in more if name not in known]
+        left.add(name)
+    return left
 
 
 async def _until_ready(
