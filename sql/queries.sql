@@ -349,3 +349,11 @@ INSERT INTO dionysus_sync.projects (id, name) VALUES ($1, $1) ON CONFLICT (id) D
 SELECT id::text AS id, project_id, started_at, last_activity_at, ended_at, summary
 FROM dionysus_sync.sessions WHERE $1::text IS NULL OR project_id = $1
 ORDER BY started_at DESC, id LIMIT $2
+
+-- demo_images --
+-- Every column of every row, without the sync columns: what the demo compares before and after.
+SELECT id, (to_jsonb(dionysus_row) - dionysus_sync.sync_columns())::text AS image FROM memories AS dionysus_row ORDER BY id
+
+-- demo_destruction --
+-- What the demo's careless client does to the demo's own database.
+DROP TABLE memories

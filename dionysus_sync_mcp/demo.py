@@ -1,0 +1,287 @@
+"""The demo: the main job on real text, with real servers, seen from outside through the MCP server that users start.
+
+It has data of its own in a folder that it removes at the end; only the programs are those of the user's home.
+"""
+
+import ast
+import json
+import shutil
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import asyncpg
+from mcp import Client, StdioServerParameters
+from pydantic import BaseModel, Field
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from dionysus_sync_mcp.adapters.statements import load_sql
+from dionysus_sync_mcp.domain.errors import RecoveryShortfall
+from dionysus_sync_mcp.embedded.services import Lease, Progress, acquire, default_home, down
+from dionysus_sync_mcp.settings import Settings
+
+MEMORIES = 3000
+MOST_OF_ONE_PACKAGE = 200
+SHORTEST, LONGEST = 60, 2000
+QUESTIONS = 5
+MEBI = 1 << 20
+
+
+class DemoStep(BaseModel):
+    """One row of the table."""
+
+    what: Annotated[str, Field(description="What was done.")]
+    result: Annotated[str, Field(description="What came of it.")]
+    seconds: Annotated[float, Field(description="How long it took.")]
+
+
+class DemoReport(BaseModel):
+    """What the demo showed."""
+
+    complete: Annotated[bool, Field(description="Whether nothing was lost and everything asked for was found.")]
+    memories: Annotated[int, Field(description="Memories written.")]
+    lost: Annotated[int, Field(description="Memories that did not come back as they were.")]
+    steps: Annotated[list[DemoStep], Field(description="What happened, in order.")]
+
+
+class _Story:
+    """Runs the steps one after the other and keeps what came of them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.steps: list[DemoStep] = []
+
+    async def step(self, what: str, work: Callable[[], Awaitable[str]]) -> None:
+        """Do one step, say it, and note its time."""
+        with self.console.status(what):
+            started = time.monotonic()
+            result = await work()
+        step = DemoStep(what=what, result=result, seconds=round(time.monotonic() - started, 2))
+        self.steps.append(step)
+        self.console.print(f"[bold]{what}[/bold]: {result} ({step.seconds:.2f} s)", highlight=False)
+
+    def table(self) -> Table:
+        """All steps."""
+        table = Table("Step", "Result", "Seconds", title="What happened")
+        table.columns[2].justify = "right"
+        for step in self.steps:
+            table.add_row(step.what, step.result, f"{step.seconds:.2f}")
+        return table
+
+
+class _Demo:
+    """The demo's steps, on a plain database client and an MCP client."""
+
+    def __init__(self, database: "asyncpg.Connection[asyncpg.Record]", client: Client) -> None:
+        self._database = database
+        self._client = client
+        self.images: dict[UUID, str] = {}
+        self._plan_id = ""
+        self.lost = 0
+        self.found = 0
+
+    async def remember(self) -> str:
+        """Write docstrings as memories, as any client would: project = package, session = module."""
+        await self._wait_until_protected()
+        rows = [
+            (text, "semantic", package, uuid5(NAMESPACE_URL, module), ["docstring", package])
+            for package, module, text in docstrings(Path(sysconfig.get_paths()["purelib"]))
+        ]
+        await self._database.copy_records_to_table(
+            "memories", records=rows, columns=["content", "memory_type", "source_project", "session_id", "tags"]
+        )
+        self.images = await self._read_images()
+        return f"{len(rows)} docstrings of {len({row[2] for row in rows})} packages"
+
+    async def sync(self) -> str:
+        """Wait until every change is in the remote store."""
+        report = await self._call("sync_now", timeout_seconds=120, wait_for_vectors=False)
+        _expect(report["result"] == "success" and report["remaining"] == 0, f"sync_now: {report['next_step']}")
+        return f"{report['result']}, nothing left in the queue"
+
+    async def status(self) -> str:
+        """Ask how well the memories are protected."""
+        report = await self._call("get_sync_status")
+        _expect(report["remote"]["live"] == len(self.images), "the remote store does not hold every memory")
+        return f"{report['remote']['live']} memories in the remote store, {report['exposure']['unsynced']} unsynced"
+
+    async def destroy(self) -> str:
+        """What an agent does by mistake, done by a plain client. The SQL is named nowhere that an agent reads."""
+        await self._database.execute(load_sql()["demo_destruction"])
+        return "the table and every row are gone"
+
+    async def notice(self) -> str:
+        """The status says what happened, first."""
+        report = await self._call("get_sync_status")
+        _expect(not report["local"]["table_present"], "the loss was not noticed")
+        return str(report["warnings"][0])
+
+    async def plan(self) -> str:
+        """Plan the recovery; changes nothing."""
+        reply = await self._call("recover_from_remote")
+        self._plan_id = reply["plan"]["plan_id"]
+        return f"would restore {reply['plan']['will_restore']} memories"
+
+    async def recover(self) -> str:
+        """Run the plan."""
+        report = (await self._call("recover_from_remote", plan_id=self._plan_id))["report"]
+        return f"{report['restored']} restored, {report['verified']} hashes verified"
+
+    async def compare(self) -> str:
+        """Compare every column of every row with what was there before, without the product's help."""
+        now = await self._read_images()
+        self.lost = sum(now.get(memory_id) != image for memory_id, image in self.images.items())
+        _expect(not self.lost, f"{self.lost} of {len(self.images)} memories are not as they were")
+        return f"{len(self.images)} rows are as they were, column by column"
+
+    async def ask(self) -> str:
+        """Ask for memories of several packages by some of their words; each has to be among the hits."""
+        wanted = _spread([(i, json.loads(image)) for i, image in self.images.items()], QUESTIONS)
+        for memory_id, row in wanted:
+            reply = await self._call("query_cross_project", query=row["content"][:SHORTEST], limit=20)
+            self.found += str(memory_id) in {item["memory_id"] for item in reply["items"]}
+        _expect(self.found == len(wanted), f"{self.found} of {len(wanted)} questions found their memory")
+        projects = {row["source_project"] for _, row in wanted}
+        return f"{self.found} of {len(wanted)} questions found their memory, across {len(projects)} projects"
+
+    async def _wait_until_protected(self) -> None:
+        while not (await self._call("get_sync_status"))["local"]["capture_installed"]:
+            continue
+
+    async def _call(self, tool: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+        result = await self._client.call_tool(tool, arguments)
+        _expect(not result.is_error, str(getattr(result.content[0], "text", "")) if result.content else tool)
+        structured: dict[str, Any] = result.structured_content or {}
+        return structured
+
+    async def _read_images(self) -> dict[UUID, str]:
+        return {r["id"]: r["image"] for r in await self._database.fetch(load_sql()["demo_images"])}
+
+
+async def run(settings: Settings, console: Console) -> DemoReport:
+    """The whole demo; prints each step as it happens, and the table.
+
+    Raises:
+        RecoveryShortfall: A memory was lost, or a step did not do what it promises.
+        EmbeddedError: The embedded services could not be fetched or started.
+    """
+    story = _Story(console)
+    with _demo_home(settings.dionysus_home or default_home()) as home:
+        async with _services(home, settings, console) as lease:
+            database = await asyncpg.connect(lease.database_url)
+            try:
+                async with Client(_server(home, settings)) as client:
+                    demo = _Demo(database, client)
+                    await _tell(story, demo)
+            finally:
+                await database.close()
+    console.print(story.table())
+    return DemoReport(complete=not demo.lost, memories=len(demo.images), lost=demo.lost, steps=story.steps)
+
+
+async def _tell(story: _Story, demo: _Demo) -> None:
+    await story.step("Docstrings become memories", demo.remember)
+    await story.step("sync_now", demo.sync)
+    await story.step("get_sync_status", demo.status)
+    await story.step("An agent destroys the table", demo.destroy)
+    await story.step("get_sync_status notices", demo.notice)
+    await story.step("recover_from_remote plans", demo.plan)
+    await story.step("recover_from_remote runs", demo.recover)
+    await story.step("Every row is compared", demo.compare)
+    await story.step("query_cross_project", demo.ask)
+
+
+@contextmanager
+def _demo_home(home: Path) -> Iterator[Path]:
+    """A home for the demo's data beside the user's own, with the same programs, removed at the end."""
+    programs = home / "programs"
+    programs.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="demo-", dir=home))
+    # For root, PostgreSQL runs as another user, who has to get through.
+    place.chmod(0o755)
+    try:
+        (place / "programs").symlink_to(programs, target_is_directory=True)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _services(home: Path, settings: Settings, console: Console) -> AsyncIterator[Lease]:
+    with Bars(console=console, transient=True) as bars:
+        tasks = {name: bars.add_task(name, total=None) for name in ("postgres", "neo4j")}
+
+        def show(progress: Progress) -> None:
+            bars.update(
+                tasks[progress.service],
+                description=progress.message,
+                completed=progress.done / MEBI,
+                total=progress.total / MEBI or None,
+            )
+
+        lease = await acquire(home, frozenset({"postgres", "neo4j"}), settings.dionysus_neo4j_version, show)
+    try:
+        yield lease
+    finally:
+        lease.release()
+        await down(home)
+
+
+def _server(home: Path, settings: Settings) -> StdioServerParameters:
+    return StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "dionysus_sync_mcp"],
+        env={
+            "DATABASE_URL": "embedded:",
+            "NEO4J_URI": "embedded:",
+            "OLLAMA_URL": settings.ollama_url,
+            "DIONYSUS_HOME": str(home),
+            "DIONYSUS_NEO4J_VERSION": settings.dionysus_neo4j_version,
+            "DIONYSUS_PROJECT": "demo",
+            "DIONYSUS_SESSION_FILE": str(home / ".claude-session-id"),
+            "DIONYSUS_LOG_LEVEL": "ERROR",
+        },
+    )
+
+
+def docstrings(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Package, module and text of docstrings of the packages installed in `folder`, at most `MEMORIES`."""
+    packages = sorted(p for p in folder.iterdir() if (p / "__init__.py").exists())
+    yield from islice(chain.from_iterable(_docstrings_in(folder, package) for package in packages), MEMORIES)
+
+
+def _docstrings_in(folder: Path, package: Path) -> Iterator[tuple[str, str, str]]:
+    files = ((file, ".".join(file.relative_to(folder).with_suffix("").parts)) for file in sorted(package.rglob("*.py")))
+    found = ((package.name, module, text) for file, module in files for text in _docstrings_of(file))
+    return islice(found, MOST_OF_ONE_PACKAGE)
+
+
+def _docstrings_of(file: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = (ast.get_docstring(node) or "").replace("\x00", "")
+            if SHORTEST <= len(text) <= LONGEST:
+                yield text
+
+
+def _spread(rows: list[tuple[UUID, dict[str, Any]]], count: int) -> list[tuple[UUID, dict[str, Any]]]:
+    step = max(1, len(rows) // count)
+    return rows[::step][:count]
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise RecoveryShortfall(what.rstrip("."), where="demo", hint="Run 'dionysus-sync-mcp doctor'.")
