@@ -1,5 +1,6 @@
 """What an embedding model expects of its input, and one vector for a text that is too long for it."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ _FAMILIES = (
     ("mxbai-embed-large", ModelFamily(query_prefix=_RETRIEVAL, uncased=True, piece_characters=1000)),
     ("all-minilm", ModelFamily(uncased=True, piece_characters=1000)),
 )
+
+
+def text_hash(content: str) -> str:
+    """What a vector was made from: hex SHA-256 of the UTF-8 content; a lone surrogate counts as its three bytes."""
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def family_of(model: str) -> ModelFamily:

@@ -1,9 +1,9 @@
 """Embed: give remote memories that lack a current vector theirs, one batch at a time."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dionysus_sync_mcp.domain.embedding import text_hash
 from dionysus_sync_mcp.domain.errors import AccessRefused, Refused
 from dionysus_sync_mcp.engine.ports import Embedder, Text, Vector, VectorStore
 
@@ -28,11 +28,6 @@ class EmbedResult(NamedTuple):
 class _Bad(NamedTuple):
     text: Text
     reason: str
-
-
-def text_hash(content: str) -> str:
-    """Hex SHA-256 of the UTF-8 content; a lone surrogate counts as its three bytes."""
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 async def embed_once(vectors: VectorStore, embedder: Embedder, *, limit: int = 32) -> EmbedResult:
