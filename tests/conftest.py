@@ -110,6 +110,21 @@ async def database_url(plain_template: str) -> AsyncIterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+async def migrated_template(postgres_url: str) -> AsyncIterator[str]:
+    """The database that `migrated_database_url` is a copy of."""
+    async with postgres.template_database(postgres_url, postgres.install_local_store) as url:
+        yield url
+
+
+@pytest.fixture
+async def migrated_database_url(migrated_template: str) -> AsyncIterator[str]:
+    """A fresh database of this test alone, made a local store, without memories and with an identity of its own."""
+    async with postgres.copy_of(migrated_template) as url:
+        await postgres.execute(url, postgres.NEW_IDENTITY)
+        yield url
+
+
 async def _present(address: Awaitable[str], config: pytest.Config) -> str:
     try:
         return await address

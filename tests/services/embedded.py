@@ -20,9 +20,9 @@ FETCHED_WITHIN = 900.0
 @contextmanager
 def claimed_home(cache: Path) -> Iterator[Path]:
     """A home folder that no other run uses meanwhile; the programs in it are those of all runs."""
-    lock = next(lock for lock in _locks(cache) if lock.acquire(blocking=False))
+    homes = (cache / f"home-{number}" for number in itertools.count(1))
+    home, lock = next((home, lock) for home in homes if (lock := _try_lock(home.with_suffix(".lock"))))
     try:
-        home = Path(lock.path.decode()).with_suffix("")
         home.mkdir(exist_ok=True)
         _share_programs(cache, home)
         yield home
@@ -30,8 +30,13 @@ def claimed_home(cache: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _locks(cache: Path) -> Iterator[InterProcessLock]:
-    return (InterProcessLock(cache / f"home-{number}.lock") for number in itertools.count(1))
+def _try_lock(path: Path) -> InterProcessLock | None:
+    lock = InterProcessLock(path)
+    if lock.acquire(blocking=False):
+        return lock
+    # The file of a lock that somebody else has stays open otherwise, which is a warning, which is an error.
+    lock.lockfile.close()
+    return None
 
 
 def _share_programs(cache: Path, home: Path) -> None:
@@ -77,10 +82,10 @@ async def _fetching_alone(cache: Path) -> AsyncIterator[None]:
     """Only one process at a time may fetch into the folder of programs, and a start may have to fetch."""
     lock = InterProcessLock(cache / "programs.lock")
 
-    async def held() -> bool:
+    async def locked() -> bool:
         return bool(lock.acquire(blocking=False))
 
-    await until(held, what="another run of the tests lets go of the programs", seconds=FETCHED_WITHIN)
+    await until(locked, what="another run of the tests lets go of the programs", seconds=FETCHED_WITHIN)
     try:
         yield
     finally:

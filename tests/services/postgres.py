@@ -7,7 +7,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
+
 PREFIX = "dionysus_test_"
+# Copies of one template would otherwise take each other for the same local store.
+NEW_IDENTITY = "UPDATE dionysus_sync.store_identity SET id = gen_random_uuid(), epoch = gen_random_uuid()"
 
 Prepare = Callable[[str], Awaitable[None]]
 
@@ -47,6 +53,19 @@ async def drop_left_over(server_url: str) -> None:
 
 async def leave_as_is(_url: str) -> None:
     """The preparation of a plain template: none."""
+
+
+async def install_local_store(url: str) -> None:
+    """The preparation of a template that is a local store: what `init` does to an empty database."""
+
+    async def address() -> str:
+        return url
+
+    database = Database(address, "public", load_sql())
+    try:
+        await Installer(database, load_migrations()).install()
+    finally:
+        await database.close()
 
 
 @asynccontextmanager

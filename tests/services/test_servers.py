@@ -9,6 +9,10 @@ from neo4j import AsyncGraphDatabase
 
 from tests.services import neo4j, postgres
 
+ADD_MEMORY = """
+INSERT INTO memories (id, content, memory_type, importance, source_project)
+VALUES (gen_random_uuid(), 'kept', 'semantic', 0.5, 'demo')
+"""
 NODES = "MATCH (n) RETURN count(n) AS nodes"
 
 
@@ -52,6 +56,26 @@ async def test_a_template_carries_its_preparation_into_each_copy(postgres_url: s
 
     async with postgres.template_database(postgres_url, prepare) as template, postgres.copy_of(template) as copy:
         await postgres.execute(copy, "SELECT FROM prepared")
+
+
+async def test_a_migrated_database_is_a_local_store_of_its_own(
+    migrated_template: str, migrated_database_url: str
+) -> None:
+    """It captures a memory that is written to it, and is not taken for the template."""
+    await postgres.execute(migrated_database_url, ADD_MEMORY)
+    queued, identity = await _queued_and_identity(migrated_database_url)
+    nothing, other_identity = await _queued_and_identity(migrated_template)
+    assert (queued, nothing) == (1, 0)
+    assert identity != other_identity
+
+
+async def _queued_and_identity(url: str) -> tuple[int, str]:
+    connection = await asyncpg.connect(url)
+    try:
+        queued = await connection.fetchval("SELECT count(*) FROM dionysus_sync.sync_queue")
+        return queued, str(await connection.fetchval("SELECT id FROM dionysus_sync.store_identity"))
+    finally:
+        await connection.close()
 
 
 async def test_a_server_that_is_away_does_not_answer() -> None:
