@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WHERE = "PostgreSQL"
 APPLICATION_NAME = "dionysus-sync-mcp"
+CHECK = "Check that PostgreSQL runs and that DATABASE_URL reaches it."
 _SERVER_IS_AWAY = (
     pg.PostgresConnectionError,
     pg.OperatorInterventionError,
@@ -59,7 +60,7 @@ def in_our_words(error: Exception) -> DionysusError | None:
     if isinstance(error, _NOT_WHAT_WE_INSTALLED):
         return SchemaMismatch(_text(error), where=WHERE, hint="Run 'dionysus-sync-mcp init' to see what is missing.")
     if isinstance(error, (*_SERVER_IS_AWAY, OSError, TimeoutError)):
-        return Unavailable(_text(error), where=WHERE, hint="Nothing is lost: changes wait and are pushed later.")
+        return Unavailable(_text(error), where=WHERE, hint=CHECK)
     if isinstance(error, pg.ProgramLimitExceededError):
         return TooLarge(_text(error), where=WHERE)
     if isinstance(error, (pg.InterfaceError, pg.InternalClientError)) and not isinstance(error, ValueError):
@@ -138,7 +139,7 @@ class Database:
                 async with self.connection(timeout) as connection:
                     version = await connection.fetchval(self.sql["server_version"])
         except TimeoutError:
-            return Health("postgresql", error=f"no answer within {timeout:.1f} s", hint="Check that it is running.")
+            return Health("postgresql", error=f"no answer within {timeout:.1f} s", hint=CHECK)
         except DionysusError as error:
             return Health("postgresql", error=error.what, hint=error.hint)
         return Health("postgresql", version=version, latency_ms=round(1000 * (time.monotonic() - started), 1))
@@ -164,8 +165,11 @@ class Database:
             return self._pool
 
     async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout: float) -> "Connection":
-        with anyio.fail_after(timeout):
-            return await pool.acquire(timeout=timeout)
+        try:
+            with anyio.fail_after(timeout):
+                return await pool.acquire(timeout=timeout)
+        except TimeoutError:
+            raise Unavailable(f"no connection within {timeout:g} s", where=WHERE, hint=CHECK) from None
 
     async def _release(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: "Connection") -> None:
         """Gives a connection back; one that hangs (a half-open socket) is dropped after two seconds."""
