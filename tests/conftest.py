@@ -20,12 +20,12 @@ SEED: pytest.StashKey[int] = pytest.StashKey()
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Read what the run requires, and give Hypothesis a seed that can be printed and used again."""
+    given = config.getoption("--hypothesis-seed")
     try:
         config.stash[REQUIRED] = required_services(os.environ.get("DIONYSUS_TEST_REQUIRE", ""))
+        config.stash[SEED] = secrets.randbelow(2**32) if given is None else int(given)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
-    given = config.getoption("--hypothesis-seed")
-    config.stash[SEED] = secrets.randbelow(2**32) if given is None else int(given)
     config.option.hypothesis_seed = config.stash[SEED]
 
 
