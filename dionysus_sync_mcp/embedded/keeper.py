@@ -26,7 +26,7 @@ from dionysus_sync_mcp.embedded.processes import Process, this_process
 from dionysus_sync_mcp.embedded.servers import Server
 
 GRACE_SECONDS = 5.0  # the next command of a script finds the servers still running
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.2
 LOCK_SECONDS = 3.0  # a keeper that is about to end may still have the lock
 RETRY_SECONDS = 60.0
 SETTLED_SECONDS = 60.0  # a server that ran this long may be started again at once if it ends
@@ -182,6 +182,7 @@ class Keeper:
                 started = self._failed(slot, EmbeddedError(what, where=f"embedded {name}", hint=hint), holders)
         slot.instance = started or Instance(phase="stopped", version=slot.server.version)
         slot.ready_since = anyio.current_time()
+        self._write(this_process())
         _log.info("%s: %s", name, slot.instance.phase)
 
     def _failed(self, slot: Slot, error: EmbeddedError, holders: frozenset[str]) -> Instance:

@@ -13,7 +13,7 @@ from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.artifacts import HERE, fetch, locked, maven_source, missing_from
 from dionysus_sync_mcp.embedded.home import Home, failed, fresh_log, write_whole
 from dionysus_sync_mcp.embedded.processes import Process, end, find, listens
-from dionysus_sync_mcp.embedded.servers import Report, Running, spawn
+from dionysus_sync_mcp.embedded.servers import Report, Running, collect, spawn
 
 READY_SECONDS = 180.0
 POLL_SECONDS = 0.1
@@ -87,6 +87,7 @@ class Neo4jServer:
     async def stop(self, running: Process) -> None:
         """Let it write its checkpoint and end."""
         await end(running, STOPPING)
+        collect()
 
     async def _fetch(self, report: Report) -> None:
         artifacts = locked(self.version)

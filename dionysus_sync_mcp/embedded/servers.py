@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from dionysus_sync_mcp.embedded.home import Phase
 from dionysus_sync_mcp.embedded.processes import Process, process
 
+_children: list[subprocess.Popen[bytes]] = []
 Report = Callable[[Phase, int, int, str], None]  # phase, done, total (bytes while fetching, else 0), message
 
 
@@ -57,4 +58,10 @@ def spawn(command: Sequence[str], log: Path, folder: Path, account: Mapping[str,
             start_new_session=True,
             **account,
         )
+    _children.append(started)
     return process(started.pid)
+
+
+def collect() -> None:
+    """Take note of the spawned programs that ended, so that the system forgets them."""
+    _children[:] = [child for child in _children if child.poll() is None]

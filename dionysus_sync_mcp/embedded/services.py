@@ -15,7 +15,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from dionysus_sync_mcp.domain.errors import EmbeddedError
-from dionysus_sync_mcp.embedded.home import PERSISTENT, POSTGRES, Home, Instance, State, failed, last_lines
+from dionysus_sync_mcp.embedded.home import PERSISTENT, POSTGRES, Home, Instance, State, failed, not_writable
 from dionysus_sync_mcp.embedded.processes import end
 
 Service = Literal["postgres", "neo4j"]
@@ -173,7 +173,10 @@ async def down(home: Path) -> EmbeddedStatus:
     """
     require_extra()
     place = Home.at(home)
-    stopped = await _stop_all(place) if place.exists() else frozenset()
+    try:
+        stopped = await _stop_all(place) if place.exists() else frozenset()
+    except OSError as error:
+        raise not_writable(place.root, error) from error
     return await anyio.to_thread.run_sync(_status, place, tuple(sorted(stopped)))
 
 
@@ -276,20 +279,22 @@ class _Keepers:
 def _spawn_keeper(place: Home) -> None:
     """Returns as soon as the keeper is on its own; a second one for the same home folder ends by itself."""
     log = place.root / "keeper-start.log"
-    with log.open("wb") as output:
-        started = subprocess.run(  # noqa: S603 - our own module
-            [sys.executable, "-m", "dionysus_sync_mcp.embedded.keeper", str(place.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=output,
-            cwd=place.root,
-            env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
-            start_new_session=True,
-            check=False,
-        )
+    try:
+        with log.open("wb") as output:
+            started = subprocess.run(  # noqa: S603 - our own module
+                [sys.executable, "-P", "-m", "dionysus_sync_mcp.embedded.keeper", str(place.root)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                cwd=place.root,
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                start_new_session=True,
+                check=False,
+            )
+    except OSError as error:
+        raise EmbeddedError(f"the keeper of the services could not be started ({error})", where=HERE) from error
     if started.returncode:
-        said = last_lines(log)
-        raise EmbeddedError(f"the keeper of the services could not be started; it said:\n{said}", where=HERE)
+        raise failed("the keeper of the services could not be started", log, where=HERE, hint="")
 
 
 def _instance_name(service: Service, neo4j_version: str) -> str:

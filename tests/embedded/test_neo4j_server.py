@@ -9,15 +9,18 @@ import pytest
 from neo4j import AsyncGraphDatabase
 
 from dionysus_sync_mcp.domain.errors import EmbeddedError
+from dionysus_sync_mcp.embedded import neo4j_server
+from dionysus_sync_mcp.embedded.home import Home
+from dionysus_sync_mcp.embedded.neo4j_server import Neo4jServer
 from dionysus_sync_mcp.embedded.services import Lease, Progress, acquire, down, status
 from tests.embedded.conftest import LTS, NEWEST
-from tests.embedded.watching import of, service
+from tests.embedded.watching import of
 
 
-async def lease_of(home: Path, version: str, *more: Progress) -> Lease:
+async def lease_of(home: Path, version: str) -> Lease:
     """Hold Neo4j in this process."""
     with anyio.fail_after(120):
-        return await acquire(home, frozenset({"neo4j"}), version, list(more).append)
+        return await acquire(home, frozenset({"neo4j"}), version, lambda _progress: None)
 
 
 async def count_after_adding_one(uri: str | None) -> int:
@@ -31,7 +34,7 @@ async def count_after_adding_one(uri: str | None) -> int:
 
 @pytest.mark.usefixtures("programs_lts")
 async def test_both_services_start_side_by_side(home: Path) -> None:
-    """PostgreSQL does not wait for Neo4j, and Bolt listens on loopback only."""
+    """PostgreSQL does not wait for Neo4j; the next start finds the same data at the same loopback port."""
     told: list[Progress] = []
     with anyio.fail_after(120):
         lease = await acquire(home, frozenset({"postgres", "neo4j"}), LTS, told.append)
@@ -41,22 +44,50 @@ async def test_both_services_start_side_by_side(home: Path) -> None:
     assert str(lease.neo4j_uri).startswith("bolt://127.0.0.1:")
     assert await count_after_adding_one(lease.neo4j_uri) == 1
     lease.release()
-    assert sorted((await down(home)).stopped) == [f"neo4j-{LTS}", "postgres"]
+    assert (await down(home)).stopped == [f"neo4j-{LTS}", "postgres"]
+    again = await lease_of(home, LTS)
+    assert again.neo4j_uri == lease.neo4j_uri
+    assert await count_after_adding_one(again.neo4j_uri) == 2
+    again.release()
 
 
 @pytest.mark.usefixtures("programs_lts")
 async def test_a_port_that_was_taken_meanwhile_is_exchanged(home: Path) -> None:
-    """The port of the first start is remembered; if somebody has it, another one serves the same data."""
-    (await lease_of(home, LTS)).release()
-    first = str((await service(home, "neo4j")).url)
-    assert await count_after_adding_one(first) == 1
-    await down(home)
-    with socket.create_server(("127.0.0.1", int(urlsplit(first).port or 0))):
+    """If somebody has the port of the last start, another one is chosen and remembered."""
+    remembered = home / "data" / f"neo4j-{LTS}" / "port"
+    remembered.parent.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        remembered.write_text(taken, encoding="ascii")
         lease = await lease_of(home, LTS)
-        assert lease.neo4j_uri != first
-        assert await count_after_adding_one(lease.neo4j_uri) == 2
+        chosen = str(urlsplit(lease.neo4j_uri or "").port)
+        assert chosen != taken
+        assert remembered.read_text(encoding="ascii").strip() == chosen
+        assert await count_after_adding_one(lease.neo4j_uri) == 1
         lease.release()
-        await down(home)
+
+
+@pytest.mark.usefixtures("programs_lts")
+async def test_a_port_that_is_taken_during_the_start_is_exchanged_too(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neo4j finds its port in use and ends; it is started again with another one."""
+    Home.at(home).make()
+    server = Neo4jServer(Home.at(home), LTS)
+    server.folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        looks = iter([True])
+        monkeypatch.setattr(neo4j_server, "is_free", lambda port: next(looks, False) if port == taken else True)
+        (server.folder / "port").write_text(str(taken), encoding="ascii")
+        with anyio.fail_after(120):
+            running = await server.start(lambda *_said: None)
+    try:
+        assert next(looks, None) is None
+        assert urlsplit(running.url).port != taken
+        assert await count_after_adding_one(running.url) == 1
+    finally:
+        await server.stop(running.process)
 
 
 @pytest.mark.usefixtures("programs_newest")
