@@ -183,23 +183,19 @@ async def query_cross_project(
 def tools() -> list[Tool]:
     """The four tools, in the order in which they are listed."""
     return [
-        _strict(sync_now, "Sync memories now", read_only=False, destructive=False, open_world=False),
-        _strict(get_sync_status, "Memory protection status", read_only=True, destructive=False, open_world=False),
-        _strict(
-            recover_from_remote, "Recover memories from the remote", read_only=False, destructive=True, open_world=False
-        ),
-        _strict(
-            query_cross_project, "Search memories of all projects", read_only=True, destructive=False, open_world=True
-        ),
+        _strict(sync_now, "Sync memories now", read_only=False, open_world=False),
+        _strict(get_sync_status, "Memory protection status", read_only=True, open_world=False),
+        _strict(recover_from_remote, "Recover memories from the remote", read_only=False, open_world=False),
+        _strict(query_cross_project, "Search memories of all projects", read_only=True, open_world=True),
     ]
 
 
-def _strict(fn: Callable[..., Any], title: str, *, read_only: bool, destructive: bool, open_world: bool) -> Tool:
-    # All are idempotent: a call that is repeated changes nothing more.
+def _strict(fn: Callable[..., Any], title: str, *, read_only: bool, open_world: bool) -> Tool:
+    # All are idempotent: a call that is repeated changes nothing more. None is destructive: a run only adds rows.
     hints = ToolAnnotations(
         title=title,
         read_only_hint=read_only,
-        destructive_hint=destructive,
+        destructive_hint=False,
         idempotent_hint=True,
         open_world_hint=open_world,
     )

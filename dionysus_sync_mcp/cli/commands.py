@@ -1,0 +1,394 @@
+"""The commands, one short function each."""
+
+import logging
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, cast
+from uuid import UUID
+
+import typer
+from pydantic import BaseModel, Field
+from rich.console import Console
+
+from dionysus_sync_mcp.cli import output
+from dionysus_sync_mcp.cli.running import embedded_home, run, run_plain, until_signal
+from dionysus_sync_mcp.domain.errors import DionysusError, InputError
+from dionysus_sync_mcp.engine.ports import Filters, Scope
+from dionysus_sync_mcp.engine.query import MOST_ITEMS, QueryRequest
+from dionysus_sync_mcp.engine.sessions import MOST_LISTED
+from dionysus_sync_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from dionysus_sync_mcp.demo import DemoReport
+    from dionysus_sync_mcp.embedded.services import EmbeddedStatus
+    from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport, SessionReport, SyncReport
+    from dionysus_sync_mcp.runtime import Runtime
+
+DISTRIBUTION = "dionysus-sync-mcp"
+
+ABOUT = (
+    "Keeps a coding agent's memories safe: every change of the PostgreSQL table `memories` is captured and pushed to "
+    "Neo4j with its history, from where it can be searched and brought back.\n\n"
+    "Without a command it serves MCP over stdio, for Claude Code. Where the stores are comes from the environment: "
+    "DATABASE_URL, NEO4J_URI, NEO4J_USER, NEO4J_PASSWORD, OLLAMA_URL. Both stores default to `embedded:`, which runs "
+    "them on this machine.\n\n"
+    "Exit codes: 0 done, 1 not all of it could be done, 2 wrong use or settings."
+)
+
+app = typer.Typer(
+    help=ABOUT,
+    epilog="First steps: dionysus-sync-mcp doctor, then init --dry-run, init, and status.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+session_app = typer.Typer(help="The session that memories belong to.", no_args_is_help=True)
+embedded_app = typer.Typer(help="The PostgreSQL and the Neo4j that the program runs by itself.", no_args_is_help=True)
+app.add_typer(session_app, name="session")
+app.add_typer(embedded_app, name="embedded")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, alone on stdout.")]
+Projects = Annotated[list[str] | None, typer.Option("--project", help="Only this project; can be repeated.")]
+Sessions = Annotated[list[UUID] | None, typer.Option("--session", help="Only this session; can be repeated.")]
+
+
+class MemoryType(StrEnum):
+    """The types of memories; typer takes no list of a `Literal`."""
+
+    EPISODIC = "episodic"
+    SEMANTIC = "semantic"
+    PROCEDURAL = "procedural"
+    STRATEGIC = "strategic"
+
+
+class WorkerEnd(BaseModel):
+    """How the worker ended."""
+
+    ended_by: str | None = Field(description="The signal.")
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool | None,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda v: _version_of(v)),
+    ] = None,
+) -> None: ...
+
+
+def _version_of(wanted: bool | None) -> None:
+    if wanted:
+        sys.stdout.write(f"{DISTRIBUTION} {version(DISTRIBUTION)}\n")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Adopt the database: install the capture on `memories`, creating the table if there is none.
+
+    An existing table keeps its rows and its columns. Safe to repeat.
+
+    Example: dionysus-sync-mcp init --dry-run > review.sql
+    """
+    report = run(lambda runtime: runtime.init(dry_run=dry_run), as_json=as_json)
+    if as_json:
+        output.show_json(report)
+    else:
+        output.show_init(report)
+
+
+@app.command()
+def worker(*, as_json: Json = False) -> None:
+    """Push changes in the background without an MCP client, until it gets SIGTERM or Ctrl-C.
+
+    For a service manager: ExecStart=dionysus-sync-mcp worker
+    """
+
+    async def work(runtime: "Runtime") -> str | None:
+        logging.getLogger("dionysus_sync_mcp").setLevel(runtime.settings.dionysus_log_level)
+
+        async def announced() -> None:
+            output.say("The worker runs; Ctrl-C ends it.")
+            await runtime.run_worker()
+
+        return await until_signal(announced)
+
+    ended_by = run(work, as_json=as_json)
+    if as_json:
+        output.show_json(WorkerEnd(ended_by=ended_by))
+
+
+@app.command()
+def status(*, as_json: Json = False) -> None:
+    """Show how well the memories are protected now: what would be lost, what is away, what to do next."""
+    report = run(lambda runtime: runtime.status(), as_json=as_json)
+    if as_json:
+        output.show_json(report)
+    else:
+        output.show_status(report)
+
+
+@app.command()
+def doctor(*, as_json: Json = False) -> None:
+    """Check each service: reached, version, what works less well, what to do. Exits with 1 if one is down."""
+    report = run(lambda runtime: runtime.status(5.0), as_json=as_json)
+    if as_json:
+        output.show_json(report)
+    else:
+        output.show_doctor(report)
+    _exit_unless(all(service.up for service in report.services))
+
+
+@app.command()
+def sync(
+    *,
+    timeout: Annotated[float, typer.Option(min=1, help="Stop after this many seconds.")] = 600,
+    embed: Annotated[bool, typer.Option(help="Also give vectors to the memories that lack one.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Push every captured change now. Exits with 1 if something is left.
+
+    Example: dionysus-sync-mcp sync --no-embed
+    """
+
+    async def work(runtime: "Runtime") -> "SyncReport":
+        with output.progress() as on_progress:
+            return await runtime.sync(timeout=timeout, embed=embed, on_progress=on_progress)
+
+    report = run(work, as_json=as_json)
+    if as_json:
+        output.show_json(report)
+    else:
+        output.show_sync(report)
+    _exit_unless(report.result == "success")
+
+
+@app.command()
+def query(
+    text: Annotated[str, typer.Argument(help="A question, or words to look for.")],
+    *,
+    projects: Projects = None,
+    sessions: Sessions = None,
+    memory_types: Annotated[list[MemoryType] | None, typer.Option("--type", help="Only this type.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only memories with this tag, or another one.")
+    ] = None,
+    after: Annotated[datetime | None, typer.Option(help="Only memories made after this local time.")] = None,
+    before: Annotated[datetime | None, typer.Option(help="Only memories made before this local time.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_ITEMS, help="How many hits at most.")] = 10,
+    cursor: Annotated[str | None, typer.Option(help="The next page's cursor, from the page before.")] = None,
+    detailed: Annotated[bool, typer.Option("--detailed", help="Show more of each content.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search the memories of all projects by words and by meaning. Exits with 1 if no store could be searched.
+
+    Example: dionysus-sync-mcp query "why did we drop Redis?" --project shop --after 2026-08-01
+    """
+    filters = Filters(
+        tuple(projects or ()),
+        _texts(sessions),
+        tuple(one.value for one in memory_types or ()),
+        tuple(tags or ()),
+        _aware(after),
+        _aware(before),
+    )
+    request = QueryRequest(text, filters, limit=limit, cursor=cursor, detailed=detailed)
+    answer = run(lambda runtime: runtime.query(request), as_json=as_json)
+    if as_json:
+        output.show_json(answer)
+    else:
+        output.show_query(answer)
+    _exit_unless(answer.searched != "nothing")
+
+
+@app.command()
+def recover(
+    *,
+    projects: Projects = None,
+    sessions: Sessions = None,
+    memory_ids: Annotated[
+        list[UUID] | None, typer.Option("--memory", help="Only this memory; can be repeated.")
+    ] = None,
+    include_deleted: Annotated[
+        bool, typer.Option("--include-deleted", help="Also bring back what was deleted on purpose.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run the plan without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring missing memories back from the remote store: first a plan, then, if you agree, the run.
+
+    Each row that comes back is verified. Nothing that is there is touched. Safe to repeat.
+
+    Example: dionysus-sync-mcp recover --dry-run
+
+    Example: dionysus-sync-mcp recover --project shop --yes
+    """
+    scope = Scope(tuple(projects or ()), _texts(sessions), _texts(memory_ids))
+
+    async def work(runtime: "Runtime") -> "RecoveryPlan | RecoveryReport":
+        with output.progress() as on_progress:
+            plan = await runtime.plan_recovery(scope, include_deleted=include_deleted, on_progress=on_progress)
+        output.show_plan(plan, Console(stderr=as_json, soft_wrap=True, highlight=False))
+        if dry_run or not (plan.will_restore or plan.table_missing):
+            return plan
+        _ask(yes=yes)
+        with output.progress() as on_progress:
+            return await runtime.run_recovery(plan.plan_id, on_progress=on_progress)
+
+    report = run(work, as_json=as_json)
+    if as_json:
+        output.show_json(report)
+    complete = getattr(report, "complete", None)
+    if not as_json and complete is not None:
+        output.show_recovery(cast("RecoveryReport", report))
+    _exit_unless(complete is not False)
+
+
+def _ask(*, yes: bool) -> None:
+    if yes:
+        return
+    if not _somebody_is_there():
+        raise InputError("nobody can be asked here", where="recover", hint="Give --yes to run the plan.")
+    if not typer.confirm("Bring them back now?", err=True):
+        raise DionysusError("the plan was not run", where="recover", hint="Nothing was changed.")
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
+
+
+@session_app.command("show")
+def session_show(*, as_json: Json = False) -> None:
+    """Show the session of this folder; one begins if none is going on."""
+    _show_session(run(_current, as_json=as_json, session=True), as_json=as_json)
+
+
+@session_app.command("list")
+def session_list(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_LISTED, help="How many at most, the newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List sessions, the newest first."""
+    sessions = run(lambda runtime: runtime.list_sessions(limit), as_json=as_json)
+    if as_json:
+        output.show_json(sessions)
+    else:
+        output.show_sessions(sessions)
+
+
+@session_app.command("end")
+def session_end(
+    *,
+    summary: Annotated[str | None, typer.Option(help="What the session was about.")] = None,
+    as_json: Json = False,
+) -> None:
+    """End the session of this folder; the next activity starts another one.
+
+    Example: dionysus-sync-mcp session end --summary "Moved the shop to PostgreSQL 18"
+    """
+
+    async def work(runtime: "Runtime") -> "SessionReport":
+        session = await _current(runtime)
+        if not await runtime.end_session(summary):
+            raise DionysusError("it had ended already", where=f"session {session.session_id}")
+        return session.model_copy(update={"ended_at": datetime.now(UTC), "summary": summary})
+
+    _show_session(run(work, as_json=as_json, session=True), as_json=as_json)
+
+
+async def _current(runtime: "Runtime") -> "SessionReport":
+    session = runtime.session()
+    if session is None:
+        raise DionysusError("there is none", where="session")
+    return session
+
+
+def _show_session(session: "SessionReport", *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(session)
+    else:
+        output.show_sessions([session])
+
+
+@embedded_app.command("up")
+def embedded_up(*, as_json: Json = False) -> None:
+    """Start PostgreSQL and Neo4j, fetching what is missing, and keep them running until `embedded down`."""
+
+    async def work(settings: Settings) -> "EmbeddedStatus":
+        from dionysus_sync_mcp.embedded import services
+
+        home = embedded_home(settings)
+        with output.embedded_progress() as on_progress:
+            await services.up(home, frozenset({"postgres", "neo4j"}), settings.dionysus_neo4j_version, on_progress)
+        return await services.status(home)
+
+    _show_embedded(run_plain(work, as_json=as_json), as_json=as_json)
+
+
+@embedded_app.command("down")
+def embedded_down(*, as_json: Json = False) -> None:
+    """Stop PostgreSQL and Neo4j; their data stays."""
+
+    async def work(settings: Settings) -> "EmbeddedStatus":
+        from dionysus_sync_mcp.embedded import services
+
+        return await services.down(embedded_home(settings))
+
+    _show_embedded(run_plain(work, as_json=as_json), as_json=as_json)
+
+
+@embedded_app.command("status")
+def embedded_status(*, as_json: Json = False) -> None:
+    """Show what there is and what runs; starts nothing."""
+
+    async def work(settings: Settings) -> "EmbeddedStatus":
+        from dionysus_sync_mcp.embedded import services
+
+        return await services.status(embedded_home(settings))
+
+    _show_embedded(run_plain(work, as_json=as_json), as_json=as_json)
+
+
+def _show_embedded(found: "EmbeddedStatus", *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(found)
+    else:
+        output.show_embedded(found)
+
+
+@app.command()
+def demo(*, as_json: Json = False) -> None:
+    """Show the whole way on real text and real servers of its own: captured, pushed, destroyed, recovered, found."""
+
+    async def work(settings: Settings) -> "DemoReport":
+        from dionysus_sync_mcp.demo import run as run_demo
+
+        return await run_demo(settings, Console(stderr=as_json))
+
+    report = run_plain(work, as_json=as_json)
+    if as_json:
+        output.show_json(report)
+    _exit_unless(report.complete)
+
+
+def _texts(ids: list[UUID] | None) -> tuple[str, ...]:
+    return tuple(str(one) for one in ids or ())
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    return time.astimezone() if time is not None else None
+
+
+def _exit_unless(done: bool) -> None:
+    if not done:
+        raise typer.Exit(1)

@@ -1,0 +1,265 @@
+"""What a person, or with `--json` a program, sees: results on stdout, progress and errors on stderr.
+
+Contents of memories are shown as plain text without anything that acts on a terminal.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from dionysus_sync_mcp.domain.errors import DionysusError
+from dionysus_sync_mcp.domain.text import line, visible
+from dionysus_sync_mcp.engine.reports import (
+    InitReport,
+    QueryAnswer,
+    RecoveryPlan,
+    RecoveryReport,
+    ServiceReport,
+    SessionReport,
+    StatusReport,
+    SyncReport,
+)
+
+if TYPE_CHECKING:
+    from dionysus_sync_mcp.embedded.services import EmbeddedStatus
+    from dionysus_sync_mcp.embedded.services import Progress as EmbeddedProgress
+
+WIDEST = 200
+
+
+class OnProgress(Protocol):
+    """Takes how much is done, of how much, and what is being done."""
+
+    async def __call__(self, done: int, total: int | None, text: str, /) -> None: ...
+
+
+def show_json(report: BaseModel | Sequence[BaseModel]) -> None:
+    """The report's JSON, alone on stdout."""
+    if isinstance(report, BaseModel):
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+    else:
+        sys.stdout.write(json.dumps([one.model_dump(mode="json") for one in report], indent=2) + "\n")
+
+
+def show_error(error: DionysusError, *, as_json: bool) -> None:
+    """What, where and hint: one line on stderr, or an object on stdout."""
+    if as_json:
+        fields = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+        sys.stdout.write(json.dumps({"error": {**fields, "retryable": error.retryable}}, indent=2) + "\n")
+    else:
+        say(f"error: {error}")
+
+
+def say(text: str) -> None:
+    """A line on stderr, for people."""
+    sys.stderr.write(visible(text) + "\n")
+
+
+def stdout_console() -> Console:
+    """Where results for people go."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def progress() -> Iterator[OnProgress]:
+    """A bar on stderr while it is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("", total=None)
+
+        async def on_progress(done: int, total: int | None, text: str, /) -> None:
+            bars.update(task, completed=done, total=total, description=Text(line(text, 60)).plain)
+
+        yield on_progress
+
+
+@contextmanager
+def embedded_progress() -> "Iterator[Callable[[EmbeddedProgress], None]]":
+    """A bar on stderr for each embedded service while it is fetched or started; without a terminal, lines."""
+    if not sys.stderr.isatty():
+        yield _phase_lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def on_progress(told: "EmbeddedProgress") -> None:
+            if told.service not in tasks:
+                tasks[told.service] = bars.add_task(told.service)
+            busy = told.phase != "ready"
+            task = tasks[told.service]
+            bars.update(task, completed=told.done, total=told.total or None, description=told.message, visible=busy)
+
+        yield on_progress
+
+
+def _phase_lines() -> "Callable[[EmbeddedProgress], None]":
+    phases: dict[str, str] = {}
+
+    def on_progress(told: "EmbeddedProgress") -> None:
+        if phases.get(told.service) != told.phase and told.phase not in {"waiting", "ready"}:
+            say(f"{told.service}: {told.message}")
+        phases[told.service] = told.phase
+
+    return on_progress
+
+
+def show_init(report: InitReport) -> None:
+    """The steps; with a dry run the SQL itself, fit to be reviewed or piped."""
+    if report.dry_run:
+        for step in report.steps:
+            sys.stdout.write(f"-- {step.name}\n{step.sql.rstrip()}\n\n")
+    else:
+        for step in report.steps:
+            sys.stdout.write(f"done: {step.name}\n")
+        sys.stdout.write(f"{report.backfilled} rows were there before and are queued.\n")
+    say(report.next_step)
+
+
+def show_status(report: StatusReport) -> None:
+    """Warnings first, then each service, the stores and the next step."""
+    console = stdout_console()
+    _warn(console, report.warnings)
+    console.print(_services(report.services))
+    facts = Table(show_header=False, box=None)
+    for name, value in _facts(report):
+        facts.add_row(name, Text(value))
+    console.print(facts)
+    _next(console, report.next_step)
+
+
+def _facts(report: StatusReport) -> Iterator[tuple[str, str]]:
+    yield "unsynced changes", _or_unknown(report.exposure.unsynced)
+    if report.exposure.oldest_seconds is not None:
+        yield "oldest of them", f"{report.exposure.oldest_seconds:.0f} s"
+    if report.local is not None:
+        yield "local memories", f"{report.local.memories}, capture {'on' if report.local.capture_installed else 'OFF'}"
+        yield "queue", f"{report.local.queue.queued} queued, {report.local.queue.parked} parked"
+    if report.remote is not None:
+        yield "remote memories", f"{report.remote.live}, {report.remote.tombstones} tombstones"
+        yield "history", f"{report.remote.versions} versions"
+        yield "without vector", str(report.remote.without_vector)
+    if report.worker is not None:
+        yield "worker", report.worker.state
+    yield "version", report.version
+
+
+def show_doctor(report: StatusReport) -> None:
+    """Each service: reached, version, what works less well, and what to do about it."""
+    console = stdout_console()
+    console.print(_services(report.services))
+    for service in report.services:
+        for fault in service.degraded:
+            console.print(Text(f"{service.service}: {fault}"))
+        if service.hint:
+            console.print(Text(f"{service.service}: {service.hint}"))
+    _warn(console, report.warnings)
+    _next(console, report.next_step)
+
+
+def _services(services: Sequence[ServiceReport]) -> Table:
+    table = Table("service", "reached", "version", "latency", "what is wrong")
+    for one in services:
+        latency = f"{one.latency_ms:.0f} ms" if one.latency_ms is not None else ""
+        reached = Text("yes", "green") if one.up else Text("no", "bold red")
+        table.add_row(one.service, reached, one.version or "", latency, Text(line(one.error or "", WIDEST)))
+    return table
+
+
+def show_sync(report: SyncReport) -> None:
+    """What was pushed and what is left."""
+    console = stdout_console()
+    _warn(console, report.warnings)
+    outcomes = ", ".join(f"{count} {name}" for name, count in report.outcomes.items() if count)
+    console.print(
+        Text(f"{report.result}: {report.pushed} pushed ({outcomes or 'nothing new'}), {report.parked} parked")
+    )
+    console.print(Text(f"still waiting: {_or_unknown(report.remaining)}; vectors made: {report.embedded}"))
+    _next(console, report.next_step)
+
+
+def show_query(answer: QueryAnswer) -> None:
+    """The hits, best first."""
+    console = stdout_console()
+    _warn(console, answer.warnings)
+    for i, hit in enumerate(answer.items, 1):
+        origin = " · ".join(
+            part for part in (hit.project, hit.memory_type, hit.created_at, ", ".join(hit.tags)) if part
+        )
+        console.print(Text(f"{i}. {line(origin, WIDEST)}  [{hit.score:.2f}, {' and '.join(hit.matched)}]", "bold"))
+        console.print(Text(visible(hit.content)))
+        console.print(Text(f"   {hit.memory_id}", "dim"))
+    _next(console, answer.next_step)
+    if answer.next_cursor:
+        console.print(Text(f"next page: --cursor {answer.next_cursor}"))
+
+
+def show_plan(plan: RecoveryPlan, console: Console) -> None:
+    """Memories by class, with examples."""
+    _warn(console, plan.warnings)
+    table = Table("memories", "count", "for example")
+    for name, count in plan.counts.items():
+        shown = "; ".join(line(example.excerpt, 40) for example in plan.examples.get(name, [])[:2])
+        table.add_row(name.replace("_", " "), str(count), Text(shown))
+    console.print(table)
+    if plan.table_missing:
+        console.print("The table `memories` is missing and would be created again.")
+    console.print(f"{plan.will_restore} memories would be brought back; nothing that is here would be touched.")
+
+
+def show_recovery(report: RecoveryReport) -> None:
+    """What came back, and whether each row was verified."""
+    console = stdout_console()
+    _warn(console, report.warnings)
+    console.print(
+        f"planned {report.planned}, restored {report.restored}, verified {report.verified}, "
+        f"already there {report.already_there}, refused {report.refused_count}, invalid {report.invalid_count} "
+        f"({report.duration_ms / 1000:.1f} s)"
+    )
+    for example in (*report.refused, *report.invalid):
+        console.print(Text(f"{example.memory_id}: {line(example.reason or '', WIDEST)}"))
+    _next(console, report.next_step)
+
+
+def show_sessions(sessions: Sequence[SessionReport]) -> None:
+    """One row for each session."""
+    table = Table("session", "project", "started", "ended", "summary")
+    for one in sessions:
+        ended = f"{one.ended_at:%Y-%m-%d %H:%M}" if one.ended_at else "open"
+        summary = Text(line(one.summary or "", 80))
+        table.add_row(one.session_id, Text(line(one.project, 60)), f"{one.started_at:%Y-%m-%d %H:%M}", ended, summary)
+    stdout_console().print(table)
+
+
+def show_embedded(status: "EmbeddedStatus") -> None:
+    """One row for each embedded service, and where they can be reached."""
+    table = Table("service", "version", "state", "pid", "data")
+    for one in status.services:
+        table.add_row(one.service, one.version or "", one.phase, str(one.pid or ""), f"{one.disk_bytes / 1e6:.0f} MB")
+    console = stdout_console()
+    console.print(table)
+    for one in status.services:
+        if one.url is not None:
+            console.print(Text(f"{one.service}: {one.url}"))
+    console.print(Text(f"home: {status.home}"))
+
+
+def _or_unknown(count: int | None) -> str:
+    return "unknown" if count is None else str(count)
+
+
+def _warn(console: Console, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        console.print(Text(f"! {warning}", "bold yellow"))
+
+
+def _next(console: Console, next_step: str) -> None:
+    console.print(Text(f"→ {next_step}"))

@@ -1,0 +1,375 @@
+"""The command line: what it prints where, and how it exits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+from typer.testing import CliRunner, Result
+
+from dionysus_sync_mcp import runtime
+from dionysus_sync_mcp.cli import running
+from dionysus_sync_mcp.cli.commands import app
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    EmbeddedError,
+    InputError,
+    SettingsError,
+    Unavailable,
+)
+from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.query import QueryRequest
+from dionysus_sync_mcp.engine.reports import (
+    InitReport,
+    InitStep,
+    QueryAnswer,
+    RecoveryPlan,
+    ServiceReport,
+    SessionReport,
+    StatusReport,
+    SyncReport,
+)
+from dionysus_sync_mcp.server.tools import OnProgress
+from dionysus_sync_mcp.settings import Settings
+from tests.server.fake import HIT, MEMORY_ID, FakeProgram
+
+SESSION = SessionReport(session_id=MEMORY_ID, project="atlas", started_at=datetime(2026, 8, 1, tzinfo=UTC))
+AWAY = {
+    "DATABASE_URL": "postgresql://someone:hunter2@127.0.0.1:1/x",
+    "NEO4J_URI": "bolt://127.0.0.1:1",
+    "NEO4J_PASSWORD": "hunter2",
+    "OLLAMA_URL": "http://127.0.0.1:1",
+}
+COMMANDS = [
+    ["init"],
+    ["status"],
+    ["doctor"],
+    ["sync"],
+    ["query", "x"],
+    ["recover", "--dry-run"],
+    ["recover", "--yes"],
+    ["session", "show"],
+    ["session", "list"],
+    ["session", "end"],
+]
+
+
+class FakeRuntime(FakeProgram):
+    """The fake program with what only the command line uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = Settings.model_validate({name.lower(): value for name, value in AWAY.items()})
+        self.addresses = ()
+        self.services: list[ServiceReport] = []
+        self.incomplete = False
+
+    async def init(self, *, dry_run: bool) -> InitReport:
+        self._note(dry_run)
+        step = InitStep(name="install the queue", sql="CREATE TABLE dionysus_sync.sync_queue ();\n")
+        return InitReport(dry_run=dry_run, adopted=True, steps=[step], backfilled=2, next_step="See the status.")
+
+    async def status(self, timeout: float = 1.5) -> StatusReport:
+        return (await super().status(timeout)).model_copy(update={"services": self.services})
+
+    async def sync(
+        self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
+    ) -> SyncReport:
+        report = await super().sync(timeout=timeout, embed=embed, on_progress=on_progress)
+        return report.model_copy(update={"result": "queued"}) if self.incomplete else report
+
+    async def query(self, request: QueryRequest) -> QueryAnswer:
+        answer = await super().query(request)
+        return answer.model_copy(update={"searched": "nothing", "items": []}) if self.incomplete else answer
+
+    def session(self) -> SessionReport:
+        self._note("session")
+        return SESSION
+
+    async def end_session(self, summary: str | None = None) -> bool:
+        self._note(summary)
+        return not self.incomplete
+
+    async def list_sessions(self, limit: int) -> list[SessionReport]:
+        self._note(limit)
+        return [SESSION]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    """The program that every command opens."""
+    fake = FakeRuntime()
+
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[FakeRuntime]:
+        yield fake
+
+    monkeypatch.setattr(runtime, "open_runtime", opened)
+    for name, value in AWAY.items():
+        monkeypatch.setenv(name, value)
+    return fake
+
+
+def invoke(*args: str, typed: str | None = None) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, list(args), input=typed, env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_done_is_0_with_words_for_people(program: FakeRuntime, command: list[str]) -> None:
+    """A command that did all of its work exits with 0 and says something on stdout."""
+    result = invoke(*command)
+    assert (result.exit_code, program.asked != []) == (0, True)
+    assert result.stdout.strip() != ""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_json_stands_alone_on_stdout(program: FakeRuntime, command: list[str]) -> None:
+    """With --json, stdout is one JSON value and nothing else."""
+    result = invoke(*command, "--json")
+    assert (result.exit_code, program.asked != []) == (0, True)
+    assert json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Unavailable("it is away", where="Neo4j", hint="Wait."), 1),
+        (AccessRefused("the password is wrong", where="Neo4j", hint="Set NEO4J_PASSWORD."), 1),
+        (EmbeddedError("no space left", where="Neo4j", hint="Free some."), 1),
+        (InputError("no such thing", where="cursor", hint="Leave it out."), 2),
+        (SettingsError("contradiction", where="settings", hint="Choose."), 2),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, DionysusError) else str(value),
+)
+def test_error_has_its_exit_code_and_one_line(
+    program: FakeRuntime, command: list[str], error: DionysusError, code: int
+) -> None:
+    """What the user can correct is 2, the rest 1; what, where and hint stand on one line of stderr, or in the JSON."""
+    program.error = error
+    plain = invoke(*command)
+    assert (plain.exit_code, plain.stdout, plain.stderr) == (code, "", f"error: {error}\n")
+    as_json = invoke(*command, "--json")
+    assert as_json.exit_code == code
+    told = json.loads(as_json.stdout)["error"]
+    assert (told["kind"], told["what"], told["where"]) == (type(error).__name__, error.what, error.where)
+
+
+@pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["session", "end"]], ids=" ".join)
+def test_what_could_not_be_done_in_full_is_1(program: FakeRuntime, command: list[str]) -> None:
+    """A sync that leaves changes, a search of nothing, a session that had ended."""
+    program.incomplete = True
+    assert invoke(*command).exit_code == 1
+
+
+def test_doctor_exits_with_1_if_a_service_is_down(program: FakeRuntime) -> None:
+    """It shows why, and what to do about it."""
+    program.services = [
+        ServiceReport(service="postgresql", up=True, version="18.1", degraded=["no superuser: no event triggers"]),
+        ServiceReport(service="neo4j", up=False, error="connection refused", hint="Start Neo4j."),
+    ]
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    for said in ("18.1", "no superuser", "connection refused", "Start Neo4j."):
+        assert said in result.stdout
+
+
+def test_init_dry_run_prints_sql_only(program: FakeRuntime) -> None:
+    """Stdout can be reviewed or piped; advice goes to stderr."""
+    result = invoke("init", "--dry-run")
+    assert result.stdout == "-- install the queue\nCREATE TABLE dionysus_sync.sync_queue ();\n\n"
+    assert result.stderr == "See the status.\n"
+    assert program.asked == [True]
+
+
+def test_query_options_reach_the_engine(program: FakeRuntime) -> None:
+    """Each option, in the engine's terms; local times become aware ones."""
+    found = invoke(
+        *("query", "why?", "--project", "a", "--project", "b", "--session", MEMORY_ID, "--type", "semantic"),
+        *("--tag", "t", "--after", "2026-08-01", "--limit", "5", "--cursor", "c", "--detailed"),
+    )
+    assert found.exit_code == 0
+    (request,) = program.asked
+    assert isinstance(request, QueryRequest)
+    assert (request.filters.projects, request.filters.sessions) == (("a", "b"), (MEMORY_ID,))
+    assert (request.filters.memory_types, request.filters.tags) == (("semantic",), ("t",))
+    assert request.filters.created_after == datetime(2026, 8, 1).astimezone()
+    assert (request.text, request.limit, request.cursor, request.detailed) == ("why?", 5, "c", True)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["query", "x", "--limit", "0"],
+        ["query", "x", "--limit", "10000"],
+        ["query", "x", "--session", "not-a-uuid"],
+        ["query", "x", "--type", "emotional"],
+        ["query", "x", "--after", "yesterday"],
+        ["query"],
+        ["sync", "--timeout", "0"],
+        ["recover", "--memory", "' OR 1=1"],
+        ["session", "list", "--limit", "0"],
+        ["no-such-command"],
+        ["status", "--no-such-option"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_2(program: FakeRuntime, args: list[str]) -> None:
+    """Nothing is asked of the program."""
+    result = invoke(*args)
+    assert (result.exit_code, program.asked) == (2, [])
+    assert "Usage" in result.stderr
+
+
+def test_recover_asks_and_takes_no_for_an_answer(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the plan is shown and confirmed; no means that nothing was changed."""
+    monkeypatch.setattr("dionysus_sync_mcp.cli.commands._somebody_is_there", lambda: True)
+    declined = invoke("recover", typed="n\n")
+    assert declined.exit_code == 1
+    assert "Nothing was changed." in declined.stderr
+    assert len(program.asked) == 1
+    agreed = invoke("recover", typed="y\n")
+    assert agreed.exit_code == 0
+    assert len(program.asked) == 3
+
+
+def test_recover_without_a_terminal_needs_yes(program: FakeRuntime) -> None:
+    """A script that forgot --yes is told so, and only a plan was made."""
+    result = invoke("recover", "--project", "atlas", "--include-deleted")
+    assert result.exit_code == 2
+    assert "--yes" in result.stderr
+    assert program.asked == [(Scope(projects=("atlas",)), True)]
+
+
+def test_recover_with_nothing_to_bring_back_ends_with_the_plan(
+    program: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is asked to confirm nothing."""
+    plan = anyio.run(program.plan_recovery, Scope()).model_copy(update={"will_restore": 0, "table_missing": False})
+    program.asked.clear()
+
+    async def nothing(scope: Scope, **_: object) -> RecoveryPlan:
+        program.asked.append(scope)
+        return plan
+
+    monkeypatch.setattr(program, "plan_recovery", nothing)
+    result = invoke("recover")
+    assert result.exit_code == 0
+    assert len(program.asked) == 1
+
+
+def test_contents_cannot_act_on_the_terminal(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escape sequences and markup in a memory are shown as text or not at all."""
+    hit = HIT.model_copy(
+        update={"content": "\x1b]0;owned\x07\x1b[31mred [bold]x[/bold] \u202eevil", "tags": ["[blink]"]}
+    )
+    answer = QueryAnswer(items=[hit], searched="words", warnings=[], next_cursor=None, next_step="Done.")
+
+    async def query(_: QueryRequest) -> QueryAnswer:
+        return answer
+
+    monkeypatch.setattr(program, "query", query)
+    out = invoke("query", "x").stdout
+    assert "red [bold]x[/bold] evil" in out
+    assert "[blink]" in out
+    assert not {"\x1b", "\x07", "\u202e"} & set(out)
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["query"], ["recover"], ["session"], ["embedded"], ["session", "end"]], ids=" ".join
+)
+def test_help_teaches(args: list[str]) -> None:
+    """Every level explains itself, without opening anything."""
+    result = invoke(*args, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+    if args and args[-1] in {"query", "recover", "end"}:
+        assert "Example: dionysus-sync-mcp" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"NEO4J_URI": "bolt://neo4j.example.com"}, "plain bolt:// to another host"),
+        ({"NEO4J_URI": "embedded:", "NEO4J_PASSWORD": "hunter2"}, "NEO4J_PASSWORD is set but NEO4J_URI is 'embedded:'"),
+        ({"DATABASE_URL": "mysql://someone:hunter2@127.0.0.1/x"}, "DATABASE_URL must be"),
+        ({"NEO4J_URI": "bolt://neo4j:hunter2@127.0.0.1"}, "must not hold a password"),
+        ({"DIONYSUS_POLL_MS": "never"}, "DIONYSUS_POLL_MS"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("args", [["status"], ["status", "--json"], []], ids=["command", "json", "serving"])
+def test_wrong_settings_are_2_and_named_without_secrets(args: list[str], settings: dict[str, str], said: str) -> None:
+    """The same for a command and for the server: one plain sentence, and no password."""
+    done = run_program(*args, env=settings)
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ["embedded", "status"]], ids=" ".join)
+def test_password_of_an_unreachable_database_is_never_shown(command: list[str], tmp_path: Path) -> None:
+    """Whatever the real program says of servers that are away, the password is not in it, nor a trace."""
+    done = run_program(*command, env={**AWAY, "HOME": str(tmp_path), "DIONYSUS_LOG_LEVEL": "DEBUG"})
+    assert done.returncode in {0, 1}
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_is_printed() -> None:
+    """The name and the number, as packaging tools expect."""
+    done = run_program("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("dionysus-sync-mcp ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_ends_the_worker_cleanly(number: signal.Signals, tmp_path: Path) -> None:
+    """A service manager's stop is not a failure."""
+    command = [sys.executable, "-m", "dionysus_sync_mcp", "worker", "--json"]
+    env = {**os.environ, **AWAY, "HOME": str(tmp_path)}
+    async with await anyio.open_process(command, env=env) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        with anyio.fail_after(20):
+            said = ""
+            while "The worker runs" not in said:
+                said += (await process.stderr.receive()).decode()
+            process.send_signal(number)
+            out = b"".join([chunk async for chunk in process.stdout])
+            assert await process.wait() == 0
+    assert json.loads(out) == {"ended_by": number.name}
+
+
+async def test_work_that_ends_by_itself_needs_no_signal() -> None:
+    """Waiting for a signal does not keep work that is done."""
+
+    async def work() -> None:
+        return
+
+    with anyio.fail_after(5):
+        assert await running.until_signal(work) is None
+
+
+def run_program(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the real program with a closed stdin and without this machine's own settings."""
+    return subprocess.run(
+        [sys.executable, "-m", "dionysus_sync_mcp", *args],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
