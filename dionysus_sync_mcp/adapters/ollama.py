@@ -21,7 +21,7 @@ READ_SECONDS = 30.0
 # Ollama embeds one text after the other: a larger request saves nothing, makes a question wait behind it, and comes
 # near the time limit on a busy machine, where one long piece was seen to take 6 s.
 REQUEST_TEXTS = 16
-REQUEST_CHARACTERS = 6_000
+REQUEST_CHARACTERS = 3_000
 
 # All that httpx raises, but for wrong use of a stream.
 CLIENT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError)
@@ -49,6 +49,8 @@ class OllamaEmbedder:
         self._family = family_of(model)
         self._http = http or _client(url)
         self._read_seconds = FIRST_READ_SECONDS
+        self._asking = 0
+        self._answered = anyio.Event()
 
     @property
     def model(self) -> str:
@@ -70,13 +72,20 @@ class OllamaEmbedder:
         texts_pieces = [prepared_pieces(text, self._family) for text in texts]
         vectors: list[list[float]] = []
         for request in requests([piece for pieces in texts_pieces for piece in pieces]):
+            await self._let_questions_pass()
             vectors += await self._embed(request)
         unread = iter(vectors)
         return [self._one([next(unread) for _ in pieces], [len(piece) for piece in pieces]) for pieces in texts_pieces]
 
     async def embed_query(self, text: str) -> list[float]:
-        """The vector of a question; raises as `embed_documents` does."""
-        return (await self._embed([prepared_query(text, self._family)]))[0]
+        """The vector of a question, before documents that are still to be sent; raises as `embed_documents` does."""
+        self._asking += 1
+        try:
+            return (await self._embed([prepared_query(text, self._family)]))[0]
+        finally:
+            self._asking -= 1
+            self._answered.set()
+            self._answered = anyio.Event()
 
     async def health(self, timeout: float) -> Health:
         """One look, never raising, within `timeout` seconds."""
@@ -96,6 +105,10 @@ class OllamaEmbedder:
         return Health(
             "ollama", version=str(version), latency_ms=latency_ms, hint=_pull_hint(self._model), degraded=(missing,)
         )
+
+    async def _let_questions_pass(self) -> None:
+        while self._asking:
+            await self._answered.wait()
 
     def _one(self, vectors: list[list[float]], lengths: list[int]) -> list[float]:
         return vectors[0] if len(vectors) == 1 else self._checked(pooled(vectors, lengths))

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple, TypeVar
@@ -63,28 +64,47 @@ class QueryRequest:
 
 
 class QuestionVectors:
-    """An embedder's question vectors; the latest ones are kept, for the next page and for repeated questions."""
+    """An embedder's question vectors; the latest ones are kept, for the next page and for repeated questions.
+
+    Ollama stops loading a model when the only request for it is given up. A question that could not wait is therefore
+    embedded again by `catch_up`: the model is loaded then, and the same question finds its vector.
+    """
 
     def __init__(self, embedder: Embedder, size: int = 128) -> None:
         self._embedder = embedder
         self._size = size
-        self._kept: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+        self._kept: OrderedDict[str, list[float]] = OrderedDict()
+        self._late = ""
+        self._is_late = anyio.Event()
 
     async def embed_query(self, text: str) -> list[float]:
         """The vector of a question; raises as the embedder does."""
-        key = (self._embedder.model, text)
-        if key not in self._kept:
-            self._kept[key] = await self._embedder.embed_query(text)
+        if text not in self._kept:
+            self._kept[text] = await self._embedder.embed_query(text)
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        self._kept.move_to_end(text)
+        return self._kept[text]
+
+    def give_up(self, text: str) -> None:
+        """Leave a question that took too long to `catch_up`; of several the latest counts."""
+        self._late = text
+        self._is_late.set()
+
+    async def catch_up(self) -> None:
+        """Embed questions that were given up, until cancelled; where Ollama is away, they are let go."""
+        while True:
+            await self._is_late.wait()
+            self._is_late = anyio.Event()
+            with suppress(DionysusError):
+                await self.embed_query(self._late)
 
 
 class _Away(NamedTuple):
-    """Why a search was not made."""
+    """Why a search was not made; `in_time` where the service said so itself."""
 
     reason: str
+    in_time: bool = True
 
 
 @dataclass(slots=True)
@@ -158,7 +178,12 @@ async def _search_meaning(
     question: str, filters: Filters, vectors: VectorSearch, questions: QuestionVectors
 ) -> list[FoundMemory] | _Away:
     vector = await _within(EMBED_SECONDS, "Ollama", lambda: questions.embed_query(question))
-    return vector if isinstance(vector, _Away) else await vectors.search_vector(vector, filters, DEPTH)
+    if not isinstance(vector, _Away):
+        return await vectors.search_vector(vector, filters, DEPTH)
+    if vector.in_time:
+        return vector
+    questions.give_up(question)
+    return _Away(f"{vector.reason} It may be loading the model, or be busy: ask the same again in a few seconds.")
 
 
 async def _within(seconds: float, service: str, work: Callable[[], Awaitable[_T]]) -> _T | _Away:
@@ -166,7 +191,7 @@ async def _within(seconds: float, service: str, work: Callable[[], Awaitable[_T]
         with anyio.fail_after(seconds):
             return await work()
     except TimeoutError:
-        return _Away(f"{service} did not answer within {seconds:g} s.")
+        return _Away(f"{service} did not answer within {seconds:g} s.", in_time=False)
     except DionysusError as error:
         return _Away(str(error))
 

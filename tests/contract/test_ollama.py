@@ -84,6 +84,27 @@ async def test_a_long_text_is_split_and_pooled_to_one_vector() -> None:
     assert all(sum(map(len, body["input"])) <= REQUEST_CHARACTERS for body in recorder.bodies)
 
 
+async def test_a_question_goes_before_documents_that_are_still_to_be_sent() -> None:
+    """A backlog of long texts does not make a question wait for all of them."""
+    recorder = Recorder()
+    first_arrived, may_answer = anyio.Event(), anyio.Event()
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        first_arrived.set()
+        await may_answer.wait()
+        return recorder(request)
+
+    ollama = OllamaEmbedder(URL, "m", 2, httpx.AsyncClient(transport=httpx.MockTransport(slowly)))
+    async with anyio.create_task_group() as group:
+        group.start_soon(ollama.embed_documents, ["a" * 2500, "b" * 2500, "c" * 2500])
+        await first_arrived.wait()
+        group.start_soon(ollama.embed_query, "question")
+        await anyio.wait_all_tasks_blocked()
+        may_answer.set()
+    await ollama.close()
+    assert [body["input"][0][0] for body in recorder.bodies] == ["a", "q", "b", "c"]
+
+
 @given(st.lists(st.text(max_size=30).map(lambda text: text * 300), max_size=60))
 def test_requests_keep_order_and_bounds(texts: list[str]) -> None:
     """Every text is sent once, in order; a request is only over the size if it holds a single text."""
@@ -192,11 +213,8 @@ async def test_a_broken_vector_is_refused_in_the_data_models_words(vector: bytes
 async def test_pieces_that_cancel_out_are_refused() -> None:
     """The mean of opposite vectors is no vector."""
 
-    def opposite(request: httpx.Request) -> httpx.Response:
-        count = len(json.loads(request.content)["input"])
-        return httpx.Response(200, json={"embeddings": [[1.0 if n % 2 else -1.0, 0.0] for n in range(count)]})
-
-    async with embedder(opposite) as ollama:
+    vectors = iter([[1.0, 0.0], [-1.0, 0.0]])
+    async with embedder(lambda _: httpx.Response(200, json={"embeddings": [next(vectors)]})) as ollama:
         with pytest.raises(Refused, match="all zeros"):
             await ollama.embed_documents(["x" * 5000])
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, InputError, Unavailable
@@ -186,6 +187,43 @@ async def test_a_repeated_question_is_embedded_once() -> None:
     for text in ("one", "two", "one", "three", "one", "two"):
         await world.ask(QueryRequest(text))
     assert world.embedded == ["one", "two", "three", "two"]
+
+
+@pytest.mark.promise("P9")
+async def test_a_question_that_could_not_wait_is_embedded_afterwards() -> None:
+    """A model that takes longer to load than a question may wait is loaded all the same, for the next one."""
+    world = World([memory("w", 9.0)], [memory("m", 0.9)])
+    loaded = anyio.Event()
+    world.ollama = loaded.wait
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.questions.catch_up)
+        first = await world.ask(QueryRequest("x"))
+        assert first.searched == "words"
+        assert "ask the same again" in first.warnings[0]
+        loaded.set()
+        with anyio.fail_after(1.0):
+            while not world.embedded:
+                await anyio.lowlevel.checkpoint()
+        assert (await world.ask(QueryRequest("x"))).searched == "words and meaning"
+        group.cancel_scope.cancel()
+    assert world.embedded == ["x"]
+
+
+@pytest.mark.promise("P9")
+async def test_catching_up_outlives_an_absent_ollama() -> None:
+    """What cannot be embedded is let go, and of the next questions the latest is taken."""
+    world = World()
+    world.ollama = away
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.questions.catch_up)
+        world.questions.give_up("one")
+        await anyio.wait_all_tasks_blocked()
+        world.ollama = nothing_wrong
+        world.questions.give_up("two")
+        world.questions.give_up("three")
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    assert world.embedded == ["three"]
 
 
 async def test_nothing_found_says_what_was_searched_and_how_to_widen() -> None:
