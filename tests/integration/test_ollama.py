@@ -10,6 +10,8 @@ import pytest
 
 from dionysus_sync_mcp.adapters.ollama import OllamaEmbedder
 from dionysus_sync_mcp.domain.errors import AccessRefused, Refused, Unavailable
+from dionysus_sync_mcp.engine.query import QuestionVectors
+from tests.services.waiting import until
 
 MODEL = "nomic-embed-text"
 
@@ -112,6 +114,31 @@ async def test_a_call_that_was_cancelled_does_not_spoil_the_next(ollama: OllamaE
         await ollama.embed_documents(["word " * 20_000])
     assert scope.cancelled_caught
     assert len(await ollama.embed_query("x")) == 768
+
+
+@pytest.mark.promise("P9")
+async def test_a_question_that_met_a_sleeping_model_wakes_it(ollama: OllamaEmbedder, ollama_url: str) -> None:
+    """Ollama stops loading when the question is given up; catching up loads the model and makes the vector."""
+    async with httpx.AsyncClient(base_url=ollama_url, trust_env=False) as client:
+
+        async def loaded() -> bool:
+            return bool((await client.get("/api/ps")).json()["models"])
+
+        async def asleep() -> bool:
+            return not await loaded()
+
+        await client.post("/api/embed", json={"model": MODEL, "keep_alive": 0}, timeout=10)
+        await until(asleep, what="the model is unloaded", seconds=10)
+        questions = QuestionVectors(ollama)
+        with anyio.move_on_after(0.02) as scope:
+            await questions.embed_query("a question in a hurry")
+        assert scope.cancelled_caught
+        questions.give_up("a question in a hurry")
+        async with anyio.create_task_group() as group:
+            group.start_soon(questions.catch_up)
+            await until(loaded, what="the model is loaded", seconds=20)
+            assert len(await questions.embed_query("a question in a hurry")) == 768
+            group.cancel_scope.cancel()
 
 
 async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
