@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.home import PERSISTENT, POSTGRES, Home, Instance, State, failed, not_writable
-from dionysus_sync_mcp.embedded.processes import end
+from dionysus_sync_mcp.embedded.processes import Process, end
 
 Service = Literal["postgres", "neo4j"]
 
@@ -142,7 +142,7 @@ async def acquire(
     with ExitStack() as undo:
         holder = place.add_hold(frozenset(wanted))
         undo.callback(holder.unlink, missing_ok=True)
-        urls = await _until_ready(place, holder.stem, wanted, on_progress)
+        urls = await _until_ready(place, holder, wanted, on_progress)
         undo.pop_all()
     return Lease(urls.get("postgres"), urls.get("neo4j"), holder)
 
@@ -192,6 +192,7 @@ async def _stop_all(place: Home) -> frozenset[str]:
         if state.keeper is not None:
             stopped |= {name for name, instance in state.instances.items() if _busy(state, instance)}
             await end(state.keeper, KEEPER_STOPPING)
+            _check_ended(state.keeper, "the keeper of the services")
         await anyio.sleep(LOOK_SECONDS)
     try:
         return frozenset(stopped | await _stop_what_is_left(place))
@@ -209,20 +210,25 @@ async def _stop_what_is_left(place: Home) -> set[str]:
         if (found := server.find()) is None:
             continue
         await server.stop(found)
-        if found.alive:
-            raise EmbeddedError(f"process {found.pid} does not end", where=name)
+        _check_ended(found, name)
         left.add(name)
     return left
 
 
+def _check_ended(stopped: Process, name: str) -> None:
+    if stopped.alive:
+        raise EmbeddedError(f"process {stopped.pid} does not end", where=name)
+
+
 async def _until_ready(
-    place: Home, holder: str, wanted: dict[str, Service], on_progress: Callable[[Progress], None]
+    place: Home, holder: Path, wanted: dict[str, Service], on_progress: Callable[[Progress], None]
 ) -> dict[Service, str]:
     keepers = _Keepers(place)
     told: dict[str, Progress] = {}
     while True:
         state = place.state()
-        _raise_failure(state, holder, wanted)
+        _raise_failure(state, holder.stem, wanted)
+        _check_held(holder)
         for name, service in wanted.items():
             progress = _progress(service, state, name)
             if told.get(name) != progress:
@@ -239,6 +245,12 @@ def _raise_failure(state: State, holder: str, wanted: Iterable[str]) -> None:
         instance = state.instances.get(name)
         if instance is not None and instance.failure is not None and holder in instance.failure.holders:
             raise instance.failure.error()
+
+
+def _check_held(holder: Path) -> None:
+    """Only `down` removes the file of a holder that lives."""
+    if not holder.exists():
+        raise EmbeddedError("stopped by `embedded down` while they were starting", where=HERE, hint="Try again.")
 
 
 def _progress(service: Service, state: State, name: str) -> Progress:

@@ -345,6 +345,21 @@ async def test_a_cancelled_wait_lets_go(home: Path) -> None:
     assert list((home / "holders").iterdir()) == []
 
 
+async def test_down_ends_the_wait_of_others(home: Path) -> None:
+    """Who waits for a service that is stopped meanwhile hears it instead of waiting on."""
+    starting = anyio.Event()
+
+    async def wait() -> None:
+        with pytest.raises(EmbeddedError, match="stopped by `embedded down`"):
+            await acquire(home, frozenset({"postgres"}), "5.26.31", lambda _said: starting.set())
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await starting.wait()
+            await down(home)
+
+
 @ONLY_ROOT
 async def test_root_shares_no_more_than_the_way_to_the_server(home: Path) -> None:
     """As root PostgreSQL runs as an account of its own, which may pass the home folder but not list it."""
