@@ -16,7 +16,7 @@ CALL dbms.components() YIELD name, versions WHERE name = 'Neo4j Kernel' RETURN v
 MERGE (s:Store {id: $id}) SET s.epoch = $epoch, s.last_push_at = datetime()
 
 // write_memories //
-// Applies the changes of a batch, each guarded by version, and returns [id, outcome, version] of each.
+// Applies the changes of a batch, each guarded by version, and returns the fields of engine.ports.RowOutcome of each.
 // Never removes a node: what is overwritten stands as a MemoryVersion, what is deleted stays with `deleted_at`.
 // $store: id of the local store. $projects: ids. $sessions: {id, project}. $rows: maps as adapters/neo4j/rows.py makes
 // them, sorted by id. Times are ISO 8601 text, since temporal values are slow on the wire.
@@ -59,14 +59,16 @@ WITH r, m, gone,
     ELSE 'conflict_lost'
   END AS outcome
 WITH r, m, outcome,
+  CASE outcome WHEN 'conflict_won' THEN left(coalesce(m.content, ''), 100) END AS replaced,
   outcome IN ['created', 'updated', 'resurrected', 'conflict_won'] AS applied,
   gone OR r.deleted OR m.text_hash IS NULL OR r.text_hash IS NULL OR m.text_hash <> r.text_hash AS other_text,
   m.session_id IS NULL OR r.state.session_id IS NULL OR m.session_id <> r.state.session_id AS other_session,
   m.source_project IS NULL OR r.state.source_project IS NULL OR m.source_project <> r.state.source_project AS other_project
 FOREACH (_ IN CASE WHEN applied THEN [1] ELSE [] END |
-  SET m += r.state
-  SET m.text_hash = r.text_hash, m.created_at = datetime(r.created_at), m.updated_at = datetime(r.updated_at),
-      m.deleted_at = CASE WHEN r.deleted THEN datetime(r.changed_at) END
+  SET m += r.state, m += {
+    text_hash: r.text_hash, created_at: datetime(r.created_at), updated_at: datetime(r.updated_at),
+    deleted_at: CASE WHEN r.deleted THEN datetime(r.changed_at) END
+  }
 )
 FOREACH (_ IN CASE WHEN applied AND other_text AND outcome <> 'created' THEN [1] ELSE [] END |
   REMOVE m:Unembedded, m.embedding, m.embedding_model, m.embedding_hash, m.embedding_error
@@ -76,11 +78,13 @@ FOREACH (_ IN CASE WHEN applied AND other_text AND NOT r.deleted AND r.text_hash
 )
 FOREACH (v IN r.older + [r] |
   MERGE (h:MemoryVersion {key: v.key})
-  ON CREATE SET h += v.state, h.operation = v.operation, h.changed_at = datetime(v.changed_at),
-    h.created_at = datetime(v.created_at), h.updated_at = datetime(v.updated_at)
+  ON CREATE SET h += v.state, h += {
+    operation: v.operation, changed_at: datetime(v.changed_at), created_at: datetime(v.created_at),
+    updated_at: datetime(v.updated_at)
+  }
   MERGE (m)-[:HAS_VERSION]->(h)
 )
-WITH r, m, outcome, applied AND other_session AS moved, applied AND other_project AS retagged
+WITH r, m, outcome, replaced, applied AND other_session AS moved, applied AND other_project AS retagged
 CALL (r, m, moved) {
   WITH r, m WHERE moved
   MATCH (m)-[link:BELONGS_TO]->(s:Session) WHERE r.state.session_id IS NULL OR s.id <> r.state.session_id
@@ -101,7 +105,7 @@ CALL (r, m, retagged) {
   MATCH (p:Project {id: r.state.source_project})
   MERGE (m)-[:TAGGED_WITH]->(p)
 }
-RETURN collect([r.id, outcome, m.sync_version]) AS outcomes
+RETURN collect([r.id, outcome, m.sync_version, replaced]) AS outcomes
 
 // write_projects //
 // $rows: rows of the local table `projects`, times as ISO 8601 text. An older state never replaces a newer one.
@@ -145,12 +149,11 @@ CALL (s, p) {
 UNWIND $rows AS r
 MATCH (a:Memory {id: r.source_id})
 MATCH (b:Memory {id: r.target_id})
-MERGE (a)-[link:REFERENCES]->(b)
+MERGE (a)-[link:REFERENCES {context: coalesce(r.context, '')}]->(b)
 WITH r, link, datetime(coalesce(r.changed_at, r.created_at)) AS changed_at, coalesce(r.deleted, false) AS deleted
 WHERE link.changed_at IS NULL OR changed_at > link.changed_at
    OR changed_at = link.changed_at AND (deleted OR NOT link.deleted)
-SET link.context = r.context, link.created_at = datetime(r.created_at), link.changed_at = changed_at,
-    link.deleted = deleted
+SET link.created_at = datetime(r.created_at), link.changed_at = changed_at, link.deleted = deleted
 
 // note_definition //
 // Keeps the definition of the local table. $id, $epoch: the local store. $definition: JSON text.
@@ -163,7 +166,7 @@ MATCH (s:Store) WHERE s.definition IS NOT NULL
 RETURN s.definition AS definition ORDER BY s.definition_at DESC LIMIT 1
 
 // digests //
-// A page of [id, version, hash, deleted]. $after: last id of the page before. $limit: rows. $projects, $sessions,
+// A page in the field order of domain.memory.Digest. $after: last id of the page before. $limit: rows. $projects, $sessions,
 // $memory_ids: scope, empty lists mean all.
 MATCH (m:Memory)
 WHERE m.id > $after
@@ -171,7 +174,8 @@ WHERE m.id > $after
   AND (size($sessions) = 0 OR m.session_id IN $sessions)
   AND (size($memory_ids) = 0 OR m.id IN $memory_ids)
 WITH m ORDER BY m.id LIMIT $limit
-RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL]) AS page
+RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL, m.memory_type, m.importance, m.session_id])
+  AS page
 
 // memories //
 // A page of whole memories in the field order of domain.memory.RemoteMemory. Parameters as of `digests`.

@@ -217,6 +217,7 @@ class RowOutcome(NamedTuple):
     memory_id: str
     outcome: Outcome
     version: int  # the remote's after the write
+    replaced: str | None = None  # the first 100 characters of what a `conflict_won` replaced
 
 
 @dataclass(frozen=True, slots=True)
