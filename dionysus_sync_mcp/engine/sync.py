@@ -16,7 +16,9 @@ from dionysus_sync_mcp.engine.tasks import first_error
 
 Progress = Callable[[int, int | None, str], Awaitable[None]]
 
+# Together under 2 s, within which a tool answers with every service hanging.
 LOOK_SECONDS = 1.0
+COUNT_SECONDS = 0.5
 BUSY_SECONDS = 0.05
 
 
@@ -111,7 +113,7 @@ class Syncer:
 
     async def _count(self, count: Callable[[], Awaitable[int]]) -> int | None:
         try:
-            with anyio.fail_after(LOOK_SECONDS):
+            with anyio.fail_after(COUNT_SECONDS):
                 return await count()
         except (DionysusError, TimeoutError):
             return None
