@@ -25,6 +25,7 @@ from dionysus_sync_mcp.domain.errors import (
     SettingsError,
     Unavailable,
 )
+from dionysus_sync_mcp.embedded import services
 from dionysus_sync_mcp.engine.ports import Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
@@ -373,3 +374,55 @@ def run_program(*args: str, env: dict[str, str] | None = None) -> subprocess.Com
         timeout=60,
         check=False,
     )
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The embedded services replaced by a note of what was asked of them."""
+    asked: list[str] = []
+    found = services.EmbeddedStatus(
+        home=str(tmp_path),
+        keeper_pid=7,
+        services=[
+            services.ServiceStatus(
+                service="neo4j",
+                version="5.26.31",
+                running=True,
+                phase="ready",
+                message="",
+                pid=8,
+                url="bolt://127.0.0.1:7777",
+                holders=[],
+                persistent=True,
+                data_folder=str(tmp_path),
+                disk_bytes=1,
+            )
+        ],
+    )
+
+    async def up(home: Path, wanted: frozenset[str], *_: object) -> None:
+        asked.append(f"up {home} {sorted(wanted)}")
+
+    async def down(home: Path) -> services.EmbeddedStatus:
+        asked.append(f"down {home}")
+        return found
+
+    async def status(_: Path) -> services.EmbeddedStatus:
+        return found
+
+    for function in (up, down, status):
+        monkeypatch.setattr(services, function.__name__, function)
+    monkeypatch.setenv("DIONYSUS_HOME", str(tmp_path))
+    return asked
+
+
+def test_embedded_commands_say_where_the_services_are(embedded: list[str], tmp_path: Path) -> None:
+    """The addresses, for people and for programs; both services under the home of the settings."""
+    for command in ("up", "down", "status"):
+        plain = invoke("embedded", command)
+        assert plain.exit_code == 0
+        assert "neo4j: bolt://127.0.0.1:7777" in plain.stdout
+        as_json = json.loads(invoke("embedded", command, "--json").stdout)
+        assert as_json["services"][0]["url"] == "bolt://127.0.0.1:7777"
+    up, down = f"up {tmp_path} ['neo4j', 'postgres']", f"down {tmp_path}"
+    assert embedded == [up, up, down, down]
