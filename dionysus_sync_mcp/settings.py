@@ -1,6 +1,8 @@
 """One frozen settings object, read from the environment once at start; secrets are masked wherever it is printed."""
 
+import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -101,8 +103,11 @@ def load_settings() -> Settings:
     """The settings of this process's environment.
 
     Raises:
-        SettingsError: With one plain sentence for each setting that is wrong.
+        SettingsError: With one plain sentence for each setting that is wrong, or that does not exist.
     """
+    unknown = [name for name in sorted(os.environ) if _is_unknown(name)]
+    if unknown:
+        raise SettingsError("; ".join(f"{name} is not a setting{_nearest(name)}" for name in unknown))
     try:
         return Settings()
     except ValidationError as error:
@@ -112,6 +117,17 @@ def load_settings() -> Settings:
 def _expanded(value: object) -> object:
     placeholder = PLACEHOLDER.fullmatch(value) if isinstance(value, str) else None
     return (placeholder["default"] or None) if placeholder else value
+
+
+def _is_unknown(name: str) -> bool:
+    """Ours by its prefix, and no setting; what the tests read of their servers is not the program's."""
+    ours = name.startswith("DIONYSUS_") and not name.startswith("DIONYSUS_TEST_")
+    return ours and name.lower() not in Settings.model_fields
+
+
+def _nearest(name: str) -> str:
+    near = get_close_matches(name, [field.upper() for field in Settings.model_fields], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _explain(location: tuple[int | str, ...], message: str) -> str:
