@@ -134,6 +134,7 @@ class Runtime:
         )
         self._idle = timedelta(minutes=settings.dionysus_session_idle_minutes)
         self._session = self._start_session() if start_session else None
+        self._session_warnings = list(self._session.warnings) if self._session else []
         self._last_activity = utc_now()
 
     def _open_local(self, settings: Settings) -> None:
@@ -184,7 +185,7 @@ class Runtime:
         """How the memories are protected now; answers within `timeout` seconds and a little."""
         worker = self._worker.report() if self._working else None
         session = self._session.report() if self._session else None
-        return await self._status.read(utc_now(), timeout, worker, session)
+        return await self._status.read(utc_now(), timeout, worker, session, self._session_warnings)
 
     async def sync(
         self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
@@ -233,6 +234,10 @@ class Runtime:
         finally:
             self._working = False
 
+    async def catch_up_on_questions(self) -> None:
+        """Embed questions that could not wait for Ollama, until cancelled."""
+        await self._questions.catch_up()
+
     def session(self) -> SessionReport | None:
         """The session of this process; `None` where none was started."""
         return self._session.report() if self._session else None
@@ -251,7 +256,7 @@ class Runtime:
         """Note an activity of the session."""
         self._last_activity = utc_now()
         if self._session:
-            touch_session(self._session_file, self._session, self._last_activity, self._idle)
+            self._session_warnings = touch_session(self._session_file, self._session, self._last_activity, self._idle)
 
     def release(self) -> None:
         """What must happen before the process ends however it ends; instant, harmless when repeated."""
@@ -320,6 +325,7 @@ async def open_runtime(
                         tasks.start_soon(runtime.hold_embedded, address, on_embedded)
                 if worker:
                     tasks.start_soon(runtime.run_worker)
+                tasks.start_soon(runtime.catch_up_on_questions)
                 yield runtime
                 tasks.cancel_scope.cancel()
     finally:

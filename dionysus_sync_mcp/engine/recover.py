@@ -13,6 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from dionysus_sync_mcp.domain.errors import InputError
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
+from dionysus_sync_mcp.domain.text import line
 from dionysus_sync_mcp.engine.ports import Installation, PageResult, RemoteReader, Restorer, Scope, SyncEvent
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
 from dionysus_sync_mcp.engine.tasks import first_error
@@ -223,8 +224,8 @@ def _note(survey: _Survey, remote: Digest, local: dict[str, Digest], *, include_
 
 
 def _example(memory: RemoteMemory, reason: str | None) -> Example:
-    excerpt = (memory.content or "")[:EXCERPT]
-    return Example(memory_id=memory.id, project=memory.source_project, excerpt=excerpt, reason=reason)
+    project = line(memory.source_project, EXCERPT) if memory.source_project else None
+    return Example(memory_id=memory.id, project=project, excerpt=line(memory.content or "", EXCERPT), reason=reason)
 
 
 def _plan_advice(survey: _Survey, plan_id: str, *, include_deleted: bool) -> str:

@@ -46,7 +46,12 @@ class StatusReader:
         self._version = version
 
     async def read(
-        self, now: datetime, timeout: float, worker: WorkerReport | None, session: SessionReport | None
+        self,
+        now: datetime,
+        timeout: float,
+        worker: WorkerReport | None,
+        session: SessionReport | None,
+        session_warnings: Sequence[str] = (),
     ) -> StatusReport:
         """All looks at once, each for at most `timeout` seconds; what did not answer is said, never raised."""
         looks = _Looks()
@@ -60,7 +65,7 @@ class StatusReader:
         warnings, next_step = advise(health, looks.local, looks.remote, worker)
         return StatusReport(
             next_step=next_step,
-            warnings=warnings,
+            warnings=[*warnings, *session_warnings],
             exposure=_exposure(looks.local, now),
             services=[_service(h) for h in health],
             local=_local(looks.local),
