@@ -7,7 +7,6 @@ from neo4j.exceptions import (
     AuthError,
     ConfigurationError,
     DatabaseError,
-    DriverError,
     Forbidden,
     GqlError,
     IncompleteCommit,
@@ -99,7 +98,7 @@ def our_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (Neo4jError, DriverError) as error:
+    except GqlError as error:
         raise translated(error) from error
     except TimeoutError as error:
         raise Unavailable("no answer within the deadline", where=WHERE, hint=_REACH) from error

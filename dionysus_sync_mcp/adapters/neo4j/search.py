@@ -28,11 +28,18 @@ class Search(Part):
         """Nearest first. The score is (1 + cosine) / 2. Contents are cut after 20,000 characters.
 
         A filtered set that is small is compared one by one; otherwise the index is asked for more until enough pass.
+        The index may run out before it has named every memory, so what it does not find is then scanned for.
         """
-        if filters != Filters() and await self._is_small(filters):
-            page = await self._read("scan_vectors", filters, limit=limit, vector=list(vector))
-            return [FoundMemory(*row) for row in page]
-        return await self._deepening("search_vector", filters, limit, vector=list(vector))
+        wanted = list(vector)
+        filtered = filters != Filters()
+        if filtered and await self._is_small(filters):
+            return await self._scan(filters, limit, wanted)
+        found = await self._deepening("search_vector", filters, limit, vector=wanted)
+        return await self._scan(filters, limit, wanted) if filtered and len(found) < limit else found
+
+    async def _scan(self, filters: Filters, limit: int, vector: list[float]) -> list[FoundMemory]:
+        page = await self._read("scan_vectors", filters, limit=limit, vector=vector)
+        return [FoundMemory(*row) for row in page]
 
     async def _is_small(self, filters: Filters) -> bool:
         candidates: int = await self._connection.read(
