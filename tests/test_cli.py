@@ -26,7 +26,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.embedded import services
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports import Health, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     InitReport,
@@ -70,8 +70,14 @@ class FakeRuntime(FakeProgram):
         super().__init__()
         self.settings = Settings.model_validate({name.lower(): value for name, value in AWAY.items()})
         self.addresses = ()
+        self.remote = self
         self.services: list[ServiceReport] = []
         self.incomplete = False
+        self.patience: float | None = None
+
+    async def health(self, timeout: float) -> Health:
+        self.patience = timeout
+        return Health("neo4j")
 
     async def init(self, *, dry_run: bool) -> InitReport:
         self._note(dry_run)
@@ -163,6 +169,13 @@ def test_error_has_its_exit_code_and_one_line(
     assert as_json.exit_code == code
     told = json.loads(as_json.stdout)["error"]
     assert (told["kind"], told["what"], told["where"]) == (type(error).__name__, error.what, error.where)
+
+
+@pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["recover", "--yes"]], ids=" ".join)
+def test_remote_store_gets_time_to_answer_for_the_first_time(program: FakeRuntime, command: list[str]) -> None:
+    """A server that has just been started answers its first question slowly, and a person can wait."""
+    invoke(*command)
+    assert program.patience == running.PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["session", "end"]], ids=" ".join)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 
 from dionysus_sync_mcp.cli import output
-from dionysus_sync_mcp.cli.running import embedded_home, run, run_plain, until_signal
+from dionysus_sync_mcp.cli.running import PATIENCE_SECONDS, embedded_home, run, run_plain, until_signal
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError
 from dionysus_sync_mcp.engine.ports import Filters, Scope
 from dionysus_sync_mcp.engine.query import MOST_ITEMS, QueryRequest
@@ -129,7 +129,7 @@ def worker(*, as_json: Json = False) -> None:
 @app.command()
 def status(*, as_json: Json = False) -> None:
     """Show how well the memories are protected now: what would be lost, what is away, what to do next."""
-    report = run(lambda runtime: runtime.status(), as_json=as_json)
+    report = run(lambda runtime: runtime.status(PATIENCE_SECONDS), as_json=as_json)
     if as_json:
         output.show_json(report)
     else:
@@ -139,7 +139,7 @@ def status(*, as_json: Json = False) -> None:
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
     """Check each service: reached, version, what works less well, what to do. Exits with 1 if one is down."""
-    report = run(lambda runtime: runtime.status(5.0), as_json=as_json)
+    report = run(lambda runtime: runtime.status(PATIENCE_SECONDS), as_json=as_json)
     if as_json:
         output.show_json(report)
     else:
@@ -163,7 +163,7 @@ def sync(
         with output.progress() as on_progress:
             return await runtime.sync(timeout=timeout, embed=embed, on_progress=on_progress)
 
-    report = run(work, as_json=as_json)
+    report = run(work, as_json=as_json, remote=True)
     if as_json:
         output.show_json(report)
     else:
@@ -201,7 +201,7 @@ def query(
         _aware(before),
     )
     request = QueryRequest(text, filters, limit=limit, cursor=cursor, detailed=detailed)
-    answer = run(lambda runtime: runtime.query(request), as_json=as_json)
+    answer = run(lambda runtime: runtime.query(request), as_json=as_json, remote=True)
     if as_json:
         output.show_json(answer)
     else:
@@ -244,7 +244,7 @@ def recover(
         with output.progress() as on_progress:
             return await runtime.run_recovery(plan.plan_id, on_progress=on_progress)
 
-    report = run(work, as_json=as_json)
+    report = run(work, as_json=as_json, remote=True)
     if as_json:
         output.show_json(report)
     complete = getattr(report, "complete", None)

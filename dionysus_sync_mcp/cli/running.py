@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
     from dionysus_sync_mcp.runtime import Runtime
 
+PATIENCE_SECONDS = 5.0
+
 T = TypeVar("T")
 
 
-def run(work: "Callable[[Runtime], Awaitable[T]]", *, as_json: bool, session: bool = False) -> T:
-    """Do some work with the program open around it; an error ends the command."""
+def run(work: "Callable[[Runtime], Awaitable[T]]", *, as_json: bool, session: bool = False, remote: bool = False) -> T:
+    """Do some work with the program open around it; an error ends the command.
+
+    Args:
+        session: Take part in the session of this folder.
+        remote: Give the remote store time to answer for the first time, which an agent's tool would not have.
+    """
 
     async def with_runtime(settings: Settings) -> T:
         from dionysus_sync_mcp.runtime import open_runtime
@@ -34,6 +41,8 @@ def run(work: "Callable[[Runtime], Awaitable[T]]", *, as_json: bool, session: bo
             opened = open_runtime(settings, worker=False, start_session=session, on_embedded=on_embedded)
             async with opened as runtime:
                 await _embedded_ready(runtime)
+                if remote:
+                    await runtime.remote.health(PATIENCE_SECONDS)
                 bars.close()  # before the command has something of its own to show
                 return await work(runtime)
 
