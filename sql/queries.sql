@@ -2,6 +2,10 @@
 -- The rest of this transaction is the engine's own: capture leaves it out.
 SELECT set_config('dionysus.origin', 'engine', true)
 
+-- mark_restore --
+-- The rest of this transaction writes whole rows: capture leaves them out, and their versions are the remote's.
+SELECT set_config('dionysus.origin', 'restore', true)
+
 -- server_version --
 SELECT current_setting('server_version')
 
@@ -19,11 +23,24 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.schema_migrations (
 -- has_migrations --
 SELECT to_regclass('dionysus_sync.schema_migrations') IS NOT NULL
 
+-- bookkeeping_whole --
+-- Whether everything that the migrations make is there.
+SELECT bool_and(present) FROM (
+    SELECT to_regclass('dionysus_sync.' || name) IS NOT NULL AS present
+    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references}'::text[])
+        AS made (name)
+    UNION ALL
+    SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                   WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
+    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,write_restored,ensure_schema}'::text[])
+        AS made (name)
+) AS parts
+
 -- applied_migrations --
 SELECT name, checksum FROM dionysus_sync.schema_migrations ORDER BY name
 
 -- note_migration --
-INSERT INTO dionysus_sync.schema_migrations (name, checksum) VALUES ($1, $2)
+INSERT INTO dionysus_sync.schema_migrations (name, checksum) VALUES ($1, $2) ON CONFLICT DO NOTHING
 
 -- inspect_table --
 -- $1 schema: what stands at the name memories there; no row if nothing does.
@@ -47,7 +64,8 @@ WHERE n.nspname = $1 AND c.relname = 'memories' AND a.attnum > 0 AND NOT a.attis
 SELECT t.tgname::text AS name
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = 'memories' AND t.tgenabled = 'A'
-  AND t.tgname IN ('zz_dionysus_version', 'dionysus_capture_insert', 'dionysus_capture_update', 'dionysus_capture_delete')
+  AND t.tgname IN ('zz_dionysus_bound', 'zz_dionysus_version', 'dionysus_capture_insert', 'dionysus_capture_update',
+                   'dionysus_capture_delete')
 
 -- inspect_indexes --
 -- $1 schema: names of the indexes on memories.
@@ -86,6 +104,9 @@ CREATE INDEX IF NOT EXISTS idx_memories_sync_version ON memories (id, sync_versi
 
 -- install_capture --
 -- The version trigger is named to fire after the user's own BEFORE triggers.
+CREATE OR REPLACE TRIGGER zz_dionysus_bound BEFORE INSERT ON memories
+    FOR EACH ROW WHEN (NEW.sync_version IS NULL OR NEW.sync_version NOT BETWEEN 1 AND 1000000000)
+    EXECUTE FUNCTION dionysus_sync.bound_version();
 CREATE OR REPLACE TRIGGER zz_dionysus_version BEFORE UPDATE ON memories
     FOR EACH ROW EXECUTE FUNCTION dionysus_sync.bump_version();
 CREATE OR REPLACE TRIGGER dionysus_capture_insert AFTER INSERT ON memories
@@ -95,6 +116,7 @@ CREATE OR REPLACE TRIGGER dionysus_capture_update AFTER UPDATE ON memories
     FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
 CREATE OR REPLACE TRIGGER dionysus_capture_delete AFTER DELETE ON memories
     REFERENCING OLD TABLE AS dionysus_old FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
+ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_bound;
 ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_version;
 ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_insert;
 ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_update;
@@ -105,20 +127,20 @@ ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_delete
 SET LOCAL lock_timeout = '3s'
 
 -- backfill --
--- Queues at most $1 rows that are pending and have no entry; a row that somebody holds has one soon.
+-- Queues at most $1 rows that are not synced and have no entry; a row that somebody holds has one soon. The image is made
+-- of the row that was locked: of an older one, it would be pushed after a newer one.
 WITH missed AS (
-    SELECT dionysus_row.id
+    SELECT dionysus_row.id, to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image,
+           coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
     FROM memories AS dionysus_row
-    WHERE dionysus_row.sync_status IN ('pending', 'queued')
+    WHERE (dionysus_row.sync_status IN ('pending', 'queued', 'failed') OR dionysus_row.sync_status IS NULL)
       AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
     ORDER BY dionysus_row.id
     LIMIT $1
     FOR SHARE OF dionysus_row SKIP LOCKED
 )
 INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
-       coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version
-FROM memories AS dionysus_row JOIN missed ON missed.id = dionysus_row.id
+SELECT missed.id, 'create', missed.image, missed.version, missed.base FROM missed
 RETURNING memory_id
 
 -- try_push_lock --
@@ -158,12 +180,13 @@ DELETE FROM dionysus_sync.sync_queue WHERE seq = ANY ($1::bigint[])
 
 -- stamp --
 -- $1 ids, $2 versions that the remote confirmed, $3 the versions under which the rows were captured.
--- A row that somebody holds is about to change anyway.
+-- A row that somebody holds is about to change anyway; one that is older than what was sent (its table was recovered
+-- meanwhile) does not become newer by being stamped.
 WITH sent AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS sent (id, version, captured)
 ), free AS (
     SELECT memories.id, sent.version, sent.captured
-    FROM memories JOIN sent ON sent.id = memories.id FOR UPDATE OF memories SKIP LOCKED
+    FROM memories JOIN sent ON sent.id = memories.id AND memories.sync_version >= sent.captured FOR UPDATE OF memories SKIP LOCKED
 )
 UPDATE memories
 SET synced_version = free.version, synced_at = clock_timestamp(), remote_id = memories.id::text,
@@ -196,7 +219,7 @@ RETURNING memories.id
 -- enqueue_rows --
 -- Queues the rows with these ids as they are now.
 INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
        dionysus_row.sync_version, dionysus_row.synced_version
 FROM memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
 
@@ -249,23 +272,27 @@ SELECT dionysus_sync.write_restored(to_regclass('memories'), $1)
 SELECT page.id::text AS id
 FROM pg_temp.dionysus_restore AS page LEFT JOIN memories AS dionysus_row ON dionysus_row.id = page.id
 WHERE dionysus_row.id IS NULL
-   OR dionysus_sync.content_hash(to_jsonb(dionysus_row) - dionysus_sync.sync_columns()) <> page.content_hash
+   OR dionysus_sync.content_hash(to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns()) <> page.content_hash
 
 -- resurrected_ids --
 -- The ids of the page that the remote holds as deleted: they are queued, so that the remote has them live again.
 SELECT id FROM pg_temp.dionysus_restore WHERE deleted_at IS NOT NULL
 
 -- local_digests --
--- $1 projects, $2 sessions, $3 ids (empty: all), $4 the last id seen, $5 how many.
-SELECT dionysus_row.id::text AS id, coalesce(dionysus_row.sync_version, 1) AS version,
-       dionysus_sync.content_hash(to_jsonb(dionysus_row) - dionysus_sync.sync_columns()) AS content_hash
-FROM memories AS dionysus_row
-WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
-  AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
-  AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
-  AND dionysus_row.id > $4::uuid
-ORDER BY dionysus_row.id
-LIMIT $5
+-- $1 projects, $2 sessions, $3 ids (empty: all), $4 the first id of the page, $5 how many.
+-- The version is read from the row's JSON, since a table that was made again meanwhile has no such column yet.
+SELECT image ->> 'id' AS id, coalesce((image ->> 'sync_version')::integer, 1) AS version,
+       dionysus_sync.content_hash(image - dionysus_sync.sync_columns()) AS content_hash
+FROM (
+    SELECT to_jsonb(dionysus_row.*) AS image
+    FROM memories AS dionysus_row
+    WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
+      AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
+      AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
+      AND dionysus_row.id >= $4::uuid
+    ORDER BY dionysus_row.id
+    LIMIT $5
+) AS page
 
 -- restore_sessions --
 -- $1 rows of sessions as a JSON array.
@@ -337,8 +364,8 @@ WHERE EXCLUDED.last_activity_at > standing.last_activity_at
 -- end_session --
 -- $1 id, $2 when, $3 summary or null.
 UPDATE dionysus_sync.sessions
-SET ended_at = coalesce(ended_at, $2), summary = coalesce($3, summary)
-WHERE id = $1::uuid AND (ended_at IS NULL OR $3 IS NOT NULL)
+SET ended_at = coalesce(ended_at, $2), summary = coalesce($3::text, summary)
+WHERE id = $1::uuid AND (ended_at IS NULL OR $3::text IS NOT NULL)
 RETURNING id
 
 -- save_project --
@@ -352,7 +379,7 @@ ORDER BY started_at DESC, id LIMIT $2
 
 -- demo_images --
 -- Every column of every row, without the sync columns: what the demo compares before and after.
-SELECT id, (to_jsonb(dionysus_row) - dionysus_sync.sync_columns())::text AS image FROM memories AS dionysus_row ORDER BY id
+SELECT id, (to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns())::text AS image FROM memories AS dionysus_row ORDER BY id
 
 -- demo_destruction --
 -- What the demo's careless client does to the demo's own database.

@@ -10,7 +10,13 @@ from dionysus_sync_mcp.domain.memory import SYNC_COLUMNS
 StepName = Literal["create_memories", "add_sync_columns", "add_sync_indexes", "install_capture"]
 
 CAPTURE_TRIGGERS = frozenset(
-    {"zz_dionysus_version", "dionysus_capture_insert", "dionysus_capture_update", "dionysus_capture_delete"}
+    {
+        "zz_dionysus_bound",
+        "zz_dionysus_version",
+        "dionysus_capture_insert",
+        "dionysus_capture_update",
+        "dionysus_capture_delete",
+    }
 )
 SYNC_INDEXES = frozenset({"idx_memories_sync_status", "idx_memories_sync_version"})
 _WHAT_IT_IS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}
@@ -26,6 +32,15 @@ _NEEDED: Mapping[str, tuple[str, frozenset[str]]] = {
     "tags": ("text[]", frozenset({"text[]", "character varying[]"})),
     "created_at": ("timestamptz", frozenset({"D"})),
     "updated_at": ("timestamptz", frozenset({"D"})),
+}
+
+# Ours are added; a column of the user's own that has the name of one must be able to hold what we write into it.
+_OURS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "sync_status": ("text", frozenset({"S"})),
+    "synced_at": ("timestamptz", frozenset({"D"})),
+    "sync_version": ("integer", frozenset({"integer"})),
+    "remote_id": ("text", frozenset({"S"})),
+    "synced_version": ("integer", frozenset({"integer"})),
 }
 
 
@@ -104,19 +119,23 @@ def _missing(table: FoundTable) -> list[str]:
 
 
 def _wrong_types(table: FoundTable) -> list[str]:
+    wanted = {**_NEEDED, **_OURS}
     return [
-        f"column {c.name} is {c.type}, not {_NEEDED[c.name][0]}"
+        f"column {c.name} is {c.type}, not {wanted[c.name][0]}"
         for c in table.columns
-        if c.name in _NEEDED and not {c.type, c.category} & _NEEDED[c.name][1]
+        if c.name in wanted and not {c.type, c.category} & wanted[c.name][1]
     ]
 
 
-def decide_migrations(applied: Mapping[str, str], shipped: Sequence[tuple[str, str]]) -> list[str]:
+def decide_migrations(
+    applied: Mapping[str, str], shipped: Sequence[tuple[str, str]], *, whole: bool = True
+) -> list[str]:
     """The names of the migrations that are left.
 
     Args:
         applied: Checksum by name, as the database has them.
         shipped: Name and checksum, in order, as this program has them.
+        whole: Whether all that the applied ones made is still there; if not, they are all run again.
 
     Raises:
         SchemaMismatch: The database was made by a newer program, or a migration was changed after it was applied.
@@ -136,4 +155,4 @@ def decide_migrations(applied: Mapping[str, str], shipped: Sequence[tuple[str, s
             where="dionysus_sync",
             hint="Use the version of dionysus-sync-mcp that installed it.",
         )
-    return [name for name, _ in shipped if name not in applied]
+    return [name for name, _ in shipped if name not in applied or not whole]

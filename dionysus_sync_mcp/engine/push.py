@@ -194,7 +194,7 @@ def _conflict(outcome: RowOutcome, change: MemoryChange, remote: RemoteMemory | 
         change.newest.number,
         outcome.version,
         (change.newest.properties.content or "")[:100],
-        ((remote.content if remote else None) or "")[:100],
+        (outcome.replaced or (remote.content if remote else None) or "")[:100],
     )
 
 

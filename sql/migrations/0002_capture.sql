@@ -1,36 +1,71 @@
 -- The one encoder of a row's hash. Nulls are left out, so that a column added later does not change the hash of old rows.
-CREATE FUNCTION dionysus_sync.content_hash(image jsonb) RETURNS text
+CREATE OR REPLACE FUNCTION dionysus_sync.content_hash(image jsonb) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT encode(sha256(convert_to(jsonb_strip_nulls(image)::text, 'UTF8')), 'hex') $$;
 
-CREATE FUNCTION dionysus_sync.sync_columns() RETURNS text[]
+CREATE OR REPLACE FUNCTION dionysus_sync.sync_columns() RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT '{sync_status,synced_at,sync_version,remote_id,synced_version}'::text[] $$;
 
-CREATE FUNCTION dionysus_sync.by_engine() RETURNS boolean
+-- 'engine' stamps rows with their sync columns, 'restore' writes whole rows: neither is a change of the user's.
+CREATE OR REPLACE FUNCTION dionysus_sync.by_engine() RETURNS boolean
 LANGUAGE sql STABLE
-AS $$ SELECT coalesce(current_setting('dionysus.origin', true), '') = 'engine' $$;
+AS $$ SELECT coalesce(current_setting('dionysus.origin', true), '') IN ('engine', 'restore') $$;
+
+-- A version out of these bounds could not be counted on from: a row that is inserted with one starts at 1.
+CREATE OR REPLACE FUNCTION dionysus_sync.bound_version() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.sync_version := 1;
+    RETURN NEW;
+END $$;
 
 -- Only a change of a column of the user's own counts; the sync columns are the engine's, whatever an UPDATE says of them.
--- *<> compares the stored bytes: it works for types without an equality operator, such as json and point.
-CREATE FUNCTION dionysus_sync.bump_version() RETURNS trigger
+-- *<> compares the stored bytes: it works for types without an equality operator, such as json and point. Generated
+-- columns are not computed yet in a BEFORE trigger, so they are left out, by way of JSON, where a table has some.
+-- When the engine stamps a row, a trigger of the user's own (one that sets updated_at, say) must not change it.
+CREATE OR REPLACE FUNCTION dionysus_sync.bump_version() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'
 AS $$
+DECLARE
+    origin text := current_setting('dionysus.origin', true);
+    generated text[];
 BEGIN
-    IF dionysus_sync.by_engine() THEN
+    IF origin = 'restore' THEN
         RETURN NEW;
+    END IF;
+    IF origin = 'engine' THEN
+        OLD.sync_status := NEW.sync_status;
+        OLD.synced_at := NEW.synced_at;
+        OLD.sync_version := NEW.sync_version;
+        OLD.remote_id := NEW.remote_id;
+        OLD.synced_version := NEW.synced_version;
+        RETURN OLD;
     END IF;
     NEW.sync_status := OLD.sync_status;
     NEW.synced_at := OLD.synced_at;
     NEW.sync_version := OLD.sync_version;
     NEW.remote_id := OLD.remote_id;
     NEW.synced_version := OLD.synced_version;
-    IF NEW *<> OLD THEN
-        NEW.sync_version := coalesce(OLD.sync_version, 1) + 1;
-        NEW.sync_status := 'pending';
-        NEW.updated_at := clock_timestamp();
+    IF NOT NEW *<> OLD THEN
+        RETURN NEW;
     END IF;
+    generated := (SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = TG_RELID AND attgenerated = 's');
+    IF generated IS NOT NULL THEN
+        BEGIN
+            IF (to_jsonb(NEW) - generated)::text = (to_jsonb(OLD) - generated)::text THEN
+                RETURN NEW;
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            NULL; -- a row that cannot be made JSON counts as changed
+        END;
+    END IF;
+    NEW.sync_version := coalesce(OLD.sync_version, 1) + 1;
+    NEW.sync_status := 'pending';
+    NEW.updated_at := clock_timestamp();
     RETURN NEW;
 END $$;
 
@@ -38,73 +73,93 @@ END $$;
 -- a plan made for one row must not be a nested loop when the next statement changes a hundred thousand.
 -- Its own failure never stops the user's statement: rows that cannot be made JSON are parked one by one, and without a
 -- queue there is a warning, and the backfill finds the rows by their sync_status.
-CREATE FUNCTION dionysus_sync.capture_memories() RETURNS trigger
+CREATE OR REPLACE FUNCTION dionysus_sync.capture_memories() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET extra_float_digits = 1 SET datestyle = 'ISO'
 SET intervalstyle = 'iso_8601' SET bytea_output = 'hex' SET enable_nestloop = off
 AS $$
 DECLARE
     changed record;
-    reason text;
+    rows_left refcursor;
 BEGIN
     IF dionysus_sync.by_engine() THEN
         RETURN NULL;
     END IF;
     IF TG_OP = 'INSERT' THEN
         INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
                coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version
         FROM dionysus_new AS dionysus_row;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
                coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
         FROM dionysus_old AS dionysus_row;
     ELSE
         INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+        SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
                coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version
         FROM dionysus_new AS dionysus_row
         JOIN dionysus_old AS before ON before.id = dionysus_row.id
         WHERE before.sync_version IS DISTINCT FROM dionysus_row.sync_version;
         -- A change of primary key is a delete and an insert.
         INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
                coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
         FROM dionysus_old AS dionysus_row
         WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = dionysus_row.id);
         INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(),
+        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
                coalesce(dionysus_row.sync_version, 1), NULL
         FROM dionysus_new AS dionysus_row
         WHERE NOT EXISTS (SELECT FROM dionysus_old AS before WHERE before.id = dionysus_row.id);
     END IF;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
-    reason := SQLERRM;
     BEGIN
-        IF TG_OP = 'DELETE' THEN
-            FOR changed IN SELECT dionysus_row.id, coalesce(dionysus_row.sync_version, 1) + 1 AS version
-                           FROM dionysus_old AS dionysus_row LOOP
-                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, last_error, parked_at)
-                VALUES (changed.id, 'delete', jsonb_build_object('id', changed.id), changed.version, reason,
-                        clock_timestamp());
-            END LOOP;
-        ELSE
-            FOR changed IN SELECT dionysus_row.id, coalesce(dionysus_row.sync_version, 1) AS version
-                           FROM dionysus_new AS dionysus_row LOOP
-                BEGIN
-                    INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version)
-                    SELECT changed.id, 'update', to_jsonb(dionysus_row) - dionysus_sync.sync_columns(), changed.version
-                    FROM dionysus_new AS dionysus_row WHERE dionysus_row.id = changed.id;
-                EXCEPTION WHEN OTHERS THEN
-                    INSERT INTO dionysus_sync.sync_queue
-                        (memory_id, operation, payload, sync_version, last_error, parked_at)
-                    VALUES (changed.id, 'update', jsonb_build_object('id', changed.id), changed.version, SQLERRM,
-                            clock_timestamp());
-                END;
-            END LOOP;
+        IF TG_OP = 'INSERT' THEN
+            OPEN rows_left FOR SELECT * FROM dionysus_new;
+        ELSIF TG_OP = 'UPDATE' THEN
+            OPEN rows_left FOR SELECT after.* FROM dionysus_new AS after
+                WHERE NOT EXISTS (SELECT FROM dionysus_old AS before
+                                  WHERE before.id = after.id
+                                    AND before.sync_version IS NOT DISTINCT FROM after.sync_version);
         END IF;
+        LOOP
+            EXIT WHEN rows_left IS NULL;
+            FETCH rows_left INTO changed;
+            EXIT WHEN NOT FOUND;
+            BEGIN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+                VALUES (changed.id, 'update', to_jsonb(changed) - dionysus_sync.sync_columns(),
+                        coalesce(changed.sync_version, 1), changed.synced_version);
+            EXCEPTION WHEN OTHERS THEN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, last_error, parked_at)
+                VALUES (changed.id, 'update', jsonb_build_object('id', changed.id), coalesce(changed.sync_version, 1),
+                        SQLERRM, clock_timestamp());
+            END;
+        END LOOP;
+        rows_left := NULL;
+        IF TG_OP = 'DELETE' THEN
+            OPEN rows_left FOR SELECT * FROM dionysus_old;
+        ELSIF TG_OP = 'UPDATE' THEN
+            OPEN rows_left FOR SELECT before.* FROM dionysus_old AS before
+                WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = before.id);
+        END IF;
+        LOOP
+            EXIT WHEN rows_left IS NULL;
+            FETCH rows_left INTO changed;
+            EXIT WHEN NOT FOUND;
+            BEGIN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+                VALUES (changed.id, 'delete', to_jsonb(changed) - dionysus_sync.sync_columns(),
+                        coalesce(changed.sync_version, 1) + 1, changed.synced_version);
+            EXCEPTION WHEN OTHERS THEN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, last_error, parked_at)
+                VALUES (changed.id, 'delete', jsonb_build_object('id', changed.id), coalesce(changed.sync_version, 1) + 1,
+                        SQLERRM, clock_timestamp());
+            END;
+        END LOOP;
     EXCEPTION WHEN OTHERS THEN
         RAISE WARNING 'dionysus-sync could not capture this change: %', SQLERRM;
     END;
@@ -112,7 +167,7 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 
 -- Sessions, projects and references travel through the same queue, last state wins.
-CREATE FUNCTION dionysus_sync.capture_context() RETURNS trigger
+CREATE OR REPLACE FUNCTION dionysus_sync.capture_context() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO'
 AS $$
@@ -129,11 +184,11 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER dionysus_capture AFTER INSERT OR UPDATE OR DELETE ON dionysus_sync.sessions
+CREATE OR REPLACE TRIGGER dionysus_capture AFTER INSERT OR UPDATE OR DELETE ON dionysus_sync.sessions
     FOR EACH ROW EXECUTE FUNCTION dionysus_sync.capture_context('session');
-CREATE TRIGGER dionysus_capture AFTER INSERT OR UPDATE OR DELETE ON dionysus_sync.projects
+CREATE OR REPLACE TRIGGER dionysus_capture AFTER INSERT OR UPDATE OR DELETE ON dionysus_sync.projects
     FOR EACH ROW EXECUTE FUNCTION dionysus_sync.capture_context('project');
-CREATE TRIGGER dionysus_capture AFTER INSERT OR UPDATE OR DELETE ON dionysus_sync.memory_references
+CREATE OR REPLACE TRIGGER dionysus_capture AFTER INSERT OR UPDATE OR DELETE ON dionysus_sync.memory_references
     FOR EACH ROW EXECUTE FUNCTION dionysus_sync.capture_context('reference');
 ALTER TABLE dionysus_sync.sessions ENABLE ALWAYS TRIGGER dionysus_capture;
 ALTER TABLE dionysus_sync.projects ENABLE ALWAYS TRIGGER dionysus_capture;

@@ -1,5 +1,5 @@
 -- The table's own words for its shape: enough to make it again, without its rows.
-CREATE FUNCTION dionysus_sync.definition_of(target regclass) RETURNS jsonb
+CREATE OR REPLACE FUNCTION dionysus_sync.definition_of(target regclass) RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -29,7 +29,7 @@ $$;
 -- Makes `target_name` after a noted definition. Names are quoted and types must be types of this database; defaults,
 -- constraints and indexes are PostgreSQL's own text. What this database cannot make any more (a function that a default
 -- calls, a type) is left out with a warning: the rows matter more than the ornament.
-CREATE FUNCTION dionysus_sync.recreate_table(target_schema text, target_name text, definition jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION dionysus_sync.recreate_table(target_schema text, target_name text, definition jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -58,7 +58,7 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE FUNCTION dionysus_sync.recreate_column(target text, col jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION dionysus_sync.recreate_column(target text, col jsonb) RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -85,7 +85,7 @@ END $$;
 -- Writes the rows of the temporary table dionysus_restore into `target`, those that are there only if `overwrite` says so
 -- and only over a version that is not newer; the number of rows written.
 -- The column list comes from the catalogue, since the user's table has columns that we do not know.
-CREATE FUNCTION dionysus_sync.write_restored(target regclass, overwrite boolean) RETURNS bigint
+CREATE OR REPLACE FUNCTION dionysus_sync.write_restored(target regclass, overwrite boolean) RETURNS bigint
 LANGUAGE plpgsql
 SET timezone = 'UTC' SET extra_float_digits = 1 SET datestyle = 'ISO' SET intervalstyle = 'iso_8601'
 AS $$
@@ -95,7 +95,7 @@ DECLARE
     written bigint;
 BEGIN
     SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum),
-           string_agg(format('%1$I = EXCLUDED.%1$I', attname), ', ' ORDER BY attnum)
+           string_agg(format('%1$I = EXCLUDED.%1$I', attname), ', ' ORDER BY attnum) FILTER (WHERE attidentity <> 'a')
     INTO names, assignments
     FROM pg_catalog.pg_attribute
     WHERE attrelid = target AND attnum > 0 AND NOT attisdropped AND attgenerated = '';
@@ -120,6 +120,6 @@ BEGIN
     RETURN written;
 END $$;
 
-CREATE FUNCTION dionysus_sync.ensure_schema(name text) RETURNS void
+CREATE OR REPLACE FUNCTION dionysus_sync.ensure_schema(name text) RETURNS void
 LANGUAGE plpgsql
 AS $$ BEGIN EXECUTE format('CREATE SCHEMA IF NOT EXISTS %I', name); END $$;

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WHERE = "PostgreSQL"
 APPLICATION_NAME = "dionysus-sync-mcp"
+_ENCODE = "Write /, @, : and # in the password as %2F, %40, %3A and %23."
 CHECK = "Check that PostgreSQL runs and that DATABASE_URL reaches it."
 _SERVER_IS_AWAY = (
     pg.PostgresConnectionError,
@@ -37,6 +38,7 @@ _SERVER_IS_AWAY = (
     pg.LockNotAvailableError,
     pg.IdleInTransactionSessionTimeoutError,
     pg.PostgresSystemError,
+    pg.ReadOnlySQLTransactionError,
 )
 _PERSON_HAS_TO_ACT = (
     pg.InvalidAuthorizationSpecificationError,
@@ -118,8 +120,7 @@ class Database:
         """
         limit = timeout or self._connect_timeout
         with our_errors():
-            pool = await self._open()
-            connection = await self._acquire(pool, limit)
+            connection, pool = await self._connected(limit)
             try:
                 yield connection
             finally:
@@ -163,6 +164,14 @@ class Database:
                     server_settings=self._settings(),
                 )
             return self._pool
+
+    async def _connected(self, timeout: float) -> "tuple[Connection, asyncpg.Pool[asyncpg.Record]]":
+        pool = await self._open()
+        try:
+            return await self._acquire(pool, timeout), pool
+        except ValueError as error:
+            # The driver quotes the part of the URL that it cannot read, which may be the password.
+            raise AccessRefused("DATABASE_URL cannot be read", where=WHERE, hint=_ENCODE) from error
 
     async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout: float) -> "Connection":
         try:

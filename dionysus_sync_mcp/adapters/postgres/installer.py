@@ -66,7 +66,7 @@ class Installer:
     async def capture_installed(self) -> bool:
         """Whether the bookkeeping, the table and every trigger of ours are in place."""
         async with self._database.connection() as connection:
-            if not await connection.fetchval(self._database.sql["has_migrations"]):
+            if not await connection.fetchval(self._database.sql["bookkeeping_whole"]):
                 return False
             table = await self._table(connection)
             return table is not None and table.triggers >= CAPTURE_TRIGGERS
@@ -117,7 +117,9 @@ class Installer:
         applied: dict[str, str] = {}
         if await connection.fetchval(sql["has_migrations"]):
             applied = {r["name"]: r["checksum"] for r in await connection.fetch(sql["applied_migrations"])}
-        return [InstallStep(name, self._migrations[name]) for name in decide_migrations(applied, self._shipped)]
+        whole = bool(await connection.fetchval(sql["bookkeeping_whole"]))
+        left = decide_migrations(applied, self._shipped, whole=whole)
+        return [InstallStep(name, self._migrations[name]) for name in left]
 
     def _step(self, name: StepName) -> InstallStep:
         return InstallStep(name, self._database.sql[name])

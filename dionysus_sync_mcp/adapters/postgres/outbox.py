@@ -1,19 +1,23 @@
 """The local queue: claim and settlement of a push in one transaction, so that nothing is ever half claimed."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from dionysus_sync_mcp.adapters.postgres.database import Database
+from asyncpg import exceptions as pg
+
+from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
-from dionysus_sync_mcp.domain.errors import SchemaMismatch
+from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.memory import Version, properties_of
 from dionysus_sync_mcp.engine.ports import (
     Conflict,
     LiveVersion,
+    Parking,
     QueueEntry,
     Settlement,
+    Stamp,
     StoreIdentity,
     SyncEvent,
 )
@@ -71,7 +75,9 @@ class PostgresOutbox:
         sql = self._database.sql
         async with self._database.transaction() as connection:
             await connection.execute(sql["mark_engine"])
-            await connection.execute(sql["mark_status"], memory_ids, "queued")
+            with _despite_the_table():
+                async with connection.transaction():
+                    await connection.execute(sql["mark_status"], memory_ids, "queued")
             await note_event(connection, sql, event)
 
 
@@ -92,28 +98,56 @@ class PostgresClaim:
 
     async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion]:
         """See `Claim.live_versions`."""
-        records = await self._connection.fetch(self._sql["live_versions"], memory_ids)
+        records = []
+        with _despite_the_table():
+            async with self._connection.transaction():
+                records = await self._connection.fetch(self._sql["live_versions"], memory_ids)
         return {r["id"]: LiveVersion(r["version"], r["content"] or "") for r in records}
 
     async def settle(self, settlement: Settlement) -> None:
-        """See `Claim.settle`. The stamps on the user's rows come last: their locks are held for an instant only."""
+        """See `Claim.settle`. The user's table may be gone, or refuse a change: that never stops the queue."""
         execute, sql = self._connection.execute, self._sql
         await execute(sql["mark_engine"])
-        await execute(sql["acknowledge"], settlement.acknowledged)
-        await execute(sql["park"], [p.seq for p in settlement.parked], [p.error for p in settlement.parked])
+        parked = [*settlement.parked, *await self._change_rows(settlement)]
+        kept = {p.seq for p in parked}
+        await execute(sql["acknowledge"], [seq for seq in settlement.acknowledged if seq not in kept])
+        await execute(sql["park"], [p.seq for p in parked], [p.error for p in parked])
         await self._note_conflicts(settlement.conflicts)
         if settlement.event:
             await note_event(self._connection, sql, settlement.event)
-        if settlement.rebased:
-            ids = [s.memory_id for s in settlement.rebased]
-            rebased = await self._connection.fetch(sql["rebase"], ids, [s.version for s in settlement.rebased])
-            await execute(sql["enqueue_rows"], [r["id"] for r in rebased])
-        if settlement.pulled:
-            await overwrite_rows(self._connection, sql, settlement.pulled)
-        stamps = settlement.stamps
-        await execute(
-            sql["stamp"], [s.memory_id for s in stamps], [s.version for s in stamps], [s.captured for s in stamps]
-        )
+        await self._stamp(settlement.stamps, [e.memory_id for e in self.entries if e.seq in kept])
+
+    async def _change_rows(self, settlement: Settlement) -> list[Parking]:
+        """Rebase and pull; entries of memories whose row could not be changed are parked with the reason."""
+        changed = {s.memory_id for s in settlement.rebased} | {m.id for m in settlement.pulled}
+        if not changed:
+            return []
+        try:
+            async with self._connection.transaction():
+                await self._rebase(settlement.rebased)
+                await overwrite_rows(self._connection, self._sql, settlement.pulled)
+        except (pg.PostgresError, pg.InterfaceError) as error:
+            reason = _about_the_table(error).what
+            return [Parking(e.seq, reason) for e in self.entries if e.memory_id in changed]
+        return []
+
+    async def _rebase(self, rebased: Sequence[Stamp]) -> None:
+        versions = [s.version for s in rebased]
+        rows = await self._connection.fetch(self._sql["rebase"], [s.memory_id for s in rebased], versions)
+        await self._connection.execute(self._sql["enqueue_rows"], [r["id"] for r in rows])
+
+    async def _stamp(self, stamps: Sequence[Stamp], failed: Sequence[str | None]) -> None:
+        """The stamps on the user's rows come last: their locks are held for an instant only."""
+        execute, sql = self._connection.execute, self._sql
+        with _despite_the_table():
+            async with self._connection.transaction():
+                await execute(sql["mark_status"], failed, "failed")
+                await execute(
+                    sql["stamp"],
+                    [s.memory_id for s in stamps],
+                    [s.version for s in stamps],
+                    [s.captured for s in stamps],
+                )
 
     async def _note_conflicts(self, conflicts: Sequence[Conflict]) -> None:
         if not conflicts:
@@ -133,6 +167,23 @@ class PostgresClaim:
             strict=True,
         )
         await self._connection.execute(self._sql["note_conflicts"], *map(list, columns))
+
+
+@contextmanager
+def _despite_the_table() -> Iterator[None]:
+    """Goes on without what was to be done to the user's table when that is gone, of another shape, or refuses it."""
+    try:
+        yield
+    except pg.PostgresError as error:
+        _about_the_table(error)
+
+
+def _about_the_table(error: Exception) -> DionysusError:
+    """Our error for one that the user's table gave; raises one that has another cause."""
+    ours = in_our_words(error)
+    if ours is None or isinstance(ours, Unavailable):
+        raise error
+    return ours
 
 
 def _entry(record: "asyncpg.Record") -> QueueEntry:

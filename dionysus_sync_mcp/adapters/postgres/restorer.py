@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
@@ -18,7 +19,7 @@ PAGE_COLUMNS = (
     "session_id", "tags", "created_at", "updated_at", "extra",
 )  # fmt: skip
 DIGEST_PAGE = 5000
-FIRST_ID = "00000000-0000-0000-0000-000000000000"
+LAST_ID = 2**128 - 1
 
 
 class PostgresRestorer:
@@ -34,19 +35,19 @@ class PostgresRestorer:
 
     async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
         """See `Restorer.digests`. Keyset pages: no transaction stays open between them."""
-        last = FIRST_ID
-        while page := await self._digest_page(scope, last):
+        first = 0
+        while page := await self._digest_page(scope, UUID(int=first)) if first <= LAST_ID else []:
             yield page
-            last = page[-1].id
+            first = UUID(page[-1].id).int + 1
 
-    async def _digest_page(self, scope: Scope, after: str) -> list[Digest]:
+    async def _digest_page(self, scope: Scope, first: UUID) -> list[Digest]:
         async with self._database.connection() as connection:
             records = await connection.fetch(
                 self._database.sql["local_digests"],
                 scope.projects,
                 scope.sessions,
                 scope.memory_ids,
-                after,
+                first,
                 DIGEST_PAGE,
             )
         return [Digest(r["id"], r["version"], r["content_hash"], deleted=False) for r in records]
@@ -64,7 +65,7 @@ class PostgresRestorer:
     async def _restore_page(self, memories: Sequence[RemoteMemory]) -> PageResult:
         sql = self._database.sql
         async with self._database.transaction() as connection:
-            await connection.execute(sql["mark_engine"])
+            await connection.execute(sql["mark_restore"])
             await fill_page(connection, sql, memories)
             present = await connection.fetchval(sql["leave_out_present"])
             restored = await connection.fetchval(sql["write_restored"], False)
@@ -72,7 +73,7 @@ class PostgresRestorer:
             resurrected = [r["id"] for r in await connection.fetch(sql["resurrected_ids"])]
             if resurrected:
                 await connection.execute(sql["enqueue_rows"], resurrected)
-        return PageResult(restored, restored - len(mismatched), present, [], mismatched)
+        return PageResult(restored, len(memories) - present - len(mismatched), present, [], mismatched)
 
     async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
         """See `Restorer.restore_context`."""
@@ -112,8 +113,11 @@ async def fill_page(connection: "Connection", sql: Mapping[str, str], memories: 
 
 async def overwrite_rows(connection: "Connection", sql: Mapping[str, str], memories: Sequence[RemoteMemory]) -> int:
     """Make the local rows what the remote holds, unless they are newer; how many were written."""
+    await connection.execute(sql["mark_restore"])
     await fill_page(connection, sql, memories)
-    return int(await connection.fetchval(sql["write_restored"], True))
+    written = int(await connection.fetchval(sql["write_restored"], True))
+    await connection.execute(sql["mark_engine"])
+    return written
 
 
 def _together(first: PageResult, second: PageResult) -> PageResult:
