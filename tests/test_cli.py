@@ -197,6 +197,13 @@ def test_doctor_exits_with_1_if_a_service_is_down(program: FakeRuntime) -> None:
         assert said in result.stdout
 
 
+def test_advice_names_commands_and_not_tools(program: FakeRuntime) -> None:
+    """The engine speaks of the agent's tools; a person reads what they can type."""
+    program.error = Unavailable("it is away", hint="Call recover_from_remote without plan_id, then get_sync_status.")
+    said = "error: it is away. Call 'dionysus-sync-mcp recover', then 'dionysus-sync-mcp status'.\n"
+    assert invoke("sync").stderr == said
+
+
 def test_init_dry_run_prints_sql_only(program: FakeRuntime) -> None:
     """Stdout can be reviewed or piped; advice goes to stderr."""
     result = invoke("init", "--dry-run")

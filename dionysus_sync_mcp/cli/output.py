@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from dionysus_sync_mcp.embedded.services import Progress as EmbeddedProgress
 
 WIDEST = 200
+# The engine's advice names the tools that an agent has; a person has these commands.
+COMMANDS = {
+    "recover_from_remote without plan_id": "'dionysus-sync-mcp recover'",
+    "recover_from_remote": "'dionysus-sync-mcp recover'",
+    "get_sync_status": "'dionysus-sync-mcp status'",
+    "sync_now": "'dionysus-sync-mcp sync'",
+    "query_cross_project": "'dionysus-sync-mcp query'",
+}
 
 
 class OnProgress(Protocol):
@@ -60,7 +68,14 @@ def show_error(error: DionysusError, *, as_json: bool) -> None:
 
 def say(text: str) -> None:
     """A line on stderr, for people."""
-    sys.stderr.write(visible(text) + "\n")
+    sys.stderr.write(for_people(text) + "\n")
+
+
+def for_people(advice: str) -> str:
+    """The engine's advice with commands in the place of tools."""
+    for tool, command in COMMANDS.items():
+        advice = advice.replace(tool, command)
+    return visible(advice)
 
 
 def stdout_console() -> Console:
@@ -160,7 +175,7 @@ def show_doctor(report: StatusReport) -> None:
         for fault in service.degraded:
             console.print(Text(f"{service.service}: {fault}"))
         if service.hint:
-            console.print(Text(f"{service.service}: {service.hint}"))
+            console.print(Text(f"{service.service}: {for_people(service.hint)}"))
     _warn(console, report.warnings)
     _next(console, report.next_step)
 
@@ -258,8 +273,8 @@ def _or_unknown(count: int | None) -> str:
 
 def _warn(console: Console, warnings: Sequence[str]) -> None:
     for warning in warnings:
-        console.print(Text(f"! {warning}", "bold yellow"))
+        console.print(Text(f"! {for_people(warning)}", "bold yellow"))
 
 
 def _next(console: Console, next_step: str) -> None:
-    console.print(Text(f"→ {next_step}"))
+    console.print(Text(f"→ {for_people(next_step)}"))
