@@ -1,5 +1,6 @@
 """The four tools: thin, typed, strict. What can go wrong is put into our words in one place, `StrictTool.run`."""
 
+import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -205,7 +206,7 @@ def _strict(fn: Callable[..., Any], title: str, *, read_only: bool, open_world: 
         idempotent_hint=True,
         open_world_hint=open_world,
     )
-    tool = StrictTool.from_function(fn, title=title, annotations=hints)
+    tool = StrictTool.from_function(fn, title=title, description=inspect.getdoc(fn), annotations=hints)
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"  # the SDK drops unknown arguments silently
     model.model_rebuild(force=True)

@@ -274,7 +274,8 @@ async def test_descriptions_are_complete_short_and_harmless(program: FakeProgram
         assert tool.title == tool.annotations.title is not None
         hints = tool.annotations.model_dump(exclude={"title"})
         assert None not in hints.values()
-        assert len(tool.description or "") < CLIENT_LIMIT
+        assert 0 < len(tool.description or "") < CLIENT_LIMIT
+        assert "\n  " not in (tool.description or "")
         assert tool.input_schema["additionalProperties"] is False
         assert tool.output_schema is not None
         for properties in (tool.input_schema["properties"], tool.output_schema["properties"]):
