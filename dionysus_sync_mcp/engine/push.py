@@ -44,10 +44,15 @@ class PushResult:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a batch became: the outcomes, and the memories and context rows that the remote refused, with the reason."""
+    """What a batch became: the outcomes, and the memories and context rows that the remote refused, with the reason.
+
+    Attributes:
+        refused_older: Memories whose newest state went through, but only without the states before it.
+    """
 
     outcomes: list[RowOutcome] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    refused_older: dict[str, str] = field(default_factory=dict)
     refused_context: str | None = None
 
 
@@ -130,16 +135,30 @@ class Pusher:
         except Refused as error:
             pieces = _halves(batch)
             if not pieces:
-                return _alone(batch, error)
+                return await self._write_newest(batch, error)
         written = Written()
         for piece in pieces:
             part = await self._write_halving(piece)
             written = Written(
                 [*written.outcomes, *part.outcomes],
                 {**written.refused, **part.refused},
+                {**written.refused_older, **part.refused_older},
                 part.refused_context or written.refused_context,
             )
         return written
+
+    async def _write_newest(self, batch: RemoteBatch, error: Refused) -> Written:
+        """A state that the remote refuses must not hold back the one that came after it."""
+        if not batch.changes:
+            return Written(refused_context=error.what)
+        change = batch.changes[0]
+        if not change.older:
+            return Written(refused={change.memory_id: error.what})
+        try:
+            outcomes = await self._writer.write(replace(batch, changes=[replace(change, older=())]))
+        except Refused as newest_error:
+            return Written(refused={change.memory_id: newest_error.what})
+        return Written(outcomes, refused_older={change.memory_id: error.what})
 
     async def _consequences(
         self,
@@ -220,23 +239,25 @@ def _halves(batch: RemoteBatch) -> list[RemoteBatch]:
     return [replace(batch, changes=batch.changes[:middle]), replace(batch, changes=batch.changes[middle:])]
 
 
-def _alone(batch: RemoteBatch, error: Refused) -> Written:
-    if batch.changes:
-        return Written(refused={batch.changes[0].memory_id: error.what})
-    return Written(refused_context=error.what)
-
-
 def _broken(entries: Iterable[QueueEntry]) -> list[Parking]:
     return [Parking(e.seq, e.broken) for e in entries if e.broken]
 
 
-def _refused(entries: Iterable[QueueEntry], written: Written) -> list[Parking]:
+def _refused(entries: Sequence[QueueEntry], written: Written) -> list[Parking]:
+    newest = {e.memory_id: e.seq for e in entries if e.entity == "memory" and not e.broken}
     parked = []
     for entry in entries:
-        reason = written.refused.get(entry.memory_id or "") if entry.entity == "memory" else written.refused_context
+        reason = _reason(entry, written, is_newest=newest.get(entry.memory_id) == entry.seq)
         if reason and not entry.broken:
             parked.append(Parking(entry.seq, reason))
     return parked
+
+
+def _reason(entry: QueueEntry, written: Written, *, is_newest: bool) -> str | None:
+    if entry.entity != "memory":
+        return written.refused_context
+    memory_id = entry.memory_id or ""
+    return written.refused.get(memory_id) or (None if is_newest else written.refused_older.get(memory_id))
 
 
 def _result(settlement: Settlement, outcomes: Iterable[RowOutcome]) -> PushResult:
