@@ -142,6 +142,6 @@ def _verdict(tally: _Tally, remaining: int | None) -> tuple[Literal["success", "
         return "failed", "The remote store refuses these changes; call get_sync_status to see why."
     if tally.pushed.parked:
         return "partial", "Some changes were refused and are parked; call get_sync_status to see why."
-    if remaining and not tally.in_time:
+    if remaining != 0 and not tally.in_time:
         return "partial", "Time ran out; the rest is pushed in the background. Call get_sync_status to follow it."
     return "success", "Nothing to do: every change is in the remote store."

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 from dionysus_sync_mcp.domain.backoff import next_delay
-from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, SchemaMismatch, Starting, Unavailable
 from dionysus_sync_mcp.engine.embed import embed_once
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.ports import Embedder, Outbox, VectorStore
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 GUARD_SECONDS = 5.0
 EMBED_SECONDS = 1.0
 SESSION_SECONDS = 60.0
+# Something else is making ready what a step needs; there is nothing to spare by waiting longer.
+PREPARING_SECONDS = 0.5
 # A person has to act on a refused access: the first wait is as long as after this many failures.
 SLOW_START = 5
 
@@ -63,7 +65,7 @@ class Loop:
 
     def _failed(self, error: Exception, now: datetime) -> float:
         if self.error != str(error):
-            logger.warning("%s: %s", self.name, error)
+            logger.log(logging.INFO if isinstance(error, Starting) else logging.WARNING, "%s: %s", self.name, error)
         delay = self._delay_after(error)
         self.attempts += 1
         self.failing_since = self.failing_since or now
@@ -72,8 +74,8 @@ class Loop:
         return delay
 
     def _delay_after(self, error: Exception) -> float:
-        if isinstance(error, SchemaMismatch):
-            return GUARD_SECONDS
+        if isinstance(error, (SchemaMismatch, Starting)):
+            return PREPARING_SECONDS
         slow = SLOW_START if isinstance(error, AccessRefused) else 0
         return next_delay(self.attempts + slow, random.random())  # noqa: S311 - jitter, not a secret
 

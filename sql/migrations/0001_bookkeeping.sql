@@ -1,4 +1,4 @@
--- The bookkeeping has a schema of its own, so that DROP SCHEMA public CASCADE leaves the queue and the audit standing.
+-- The bookkeeping has a schema of its own, so that the loss of the public schema leaves the queue and the audit standing.
 -- Every statement here can be run again: what somebody removed of it is put back, and the rest stays as it is.
 CREATE SCHEMA IF NOT EXISTS dionysus_sync;
 
