@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 from neo4j import AsyncDriver, AsyncGraphDatabase, AsyncResult, AsyncTransaction, Query
-from neo4j.exceptions import ServiceUnavailable, SessionExpired, TransientError
+from neo4j.exceptions import Neo4jError, ServiceUnavailable, SessionExpired
 from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j.errors import WHERE, our_errors
@@ -15,7 +15,11 @@ from dionysus_sync_mcp.domain.errors import AccessRefused, OutcomeUnknown
 
 CLOSE_SECONDS = 1.0
 TRIES = 3
-DEADLOCK = "Neo.TransientError.Transaction.DeadlockDetected"
+# Two stores at work on the same memories: sent again, the second finds what the first has done.
+COLLISIONS = {
+    "Neo.TransientError.Transaction.DeadlockDetected",
+    "Neo.ClientError.Schema.ConstraintValidationFailed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ class Connection:
             with our_errors():
                 try:
                     return await transaction.run(calls, seconds)
-                except TransientError as error:
-                    if error.code != DEADLOCK or not tries_left:
+                except Neo4jError as error:
+                    if error.code not in COLLISIONS or not tries_left:
                         raise
         raise AssertionError("the last try returns or raises")
 
