@@ -169,7 +169,8 @@ class Runtime:
         self.guard = Guard(self.installer, self.remote, may_initialise=self.addresses[0].embedded)
         self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
         self._syncer = Syncer((self.database, self.remote), self.pusher, self.outbox, self.remote, self.embedder)
-        self._recoverer = Recoverer(self.remote, PostgresRestorer(self.database, self.installer), self.installer)
+        restorer = PostgresRestorer(self.database, self.installer)
+        self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
         self._worker = Worker(
             self.pusher,
             self.outbox,

@@ -32,7 +32,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,write_restored,ensure_schema}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,write_restored,restored_value,count_on,ensure_schema}'::text[])
         AS made (name)
 ) AS parts
 
@@ -268,11 +268,17 @@ SELECT count(*) FROM gone
 SELECT dionysus_sync.write_restored(to_regclass('memories'), $1)
 
 -- verify_restored --
--- The ids of the page whose row is not there or has another hash.
+-- The ids of the page whose row is not there or has another hash. A row with more columns than were captured of it is
+-- compared by those that were.
 SELECT page.id::text AS id
 FROM pg_temp.dionysus_restore AS page LEFT JOIN memories AS dionysus_row ON dionysus_row.id = page.id
 WHERE dionysus_row.id IS NULL
-   OR dionysus_sync.content_hash(to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns()) <> page.content_hash
+   OR (dionysus_sync.content_hash(to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns()) <> page.content_hash
+       AND dionysus_sync.content_hash((
+               SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(dionysus_row.*))
+               WHERE coalesce(page.extra::jsonb ? key, false)
+                  OR key IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
+                             'created_at', 'updated_at'))) <> page.content_hash)
 
 -- resurrected_ids --
 -- The ids of the page that the remote holds as deleted: they are queued, so that the remote has them live again.

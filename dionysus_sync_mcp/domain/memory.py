@@ -178,7 +178,7 @@ def broken_rules(memory: RemoteMemory | Digest) -> list[str]:
         found.append("sync_version must be >= 1")
     if memory.memory_type not in MEMORY_TYPES:
         found.append(f"Invalid memory_type: {memory.memory_type}")
-    if memory.importance is None or not 0 <= memory.importance <= 1:
+    if not _is_share(memory.importance):
         found.append("Importance must be between 0 and 1")
     if memory.session_id is not None and not _is_uuid(memory.session_id):
         found.append("Invalid session_id format")
@@ -196,9 +196,14 @@ def broken_vector_rule(vector: list[float], dimensions: int) -> str | None:
     return None
 
 
+def _is_share(value: object) -> bool:
+    """Whether it is a number from 0 to 1; what somebody wrote into the remote by hand may be no number at all."""
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
 def _is_uuid(text: str) -> bool:
     try:
-        UUID(text)
+        UUID(str(text))
     except ValueError:
         return False
     return True

@@ -19,7 +19,8 @@ class Guard:
     """The use-case guard.
 
     Args:
-        may_initialise: Whether a database without our bookkeeping is made a local store unasked: only our own is.
+        may_initialise: Whether a database without our bookkeeping is made a local store unasked: only our own is, and
+            one whose bookkeeping was removed while we looked.
     """
 
     def __init__(self, installation: Installation, writer: RemoteWriter, *, may_initialise: bool) -> None:
@@ -38,6 +39,7 @@ class Guard:
         initialised = await self._installation.initialised()
         if not initialised and not self._may_initialise:
             return GuardResult(protected=False)
+        self._may_initialise = True
         if initialised and not await self._installation.table_present():
             return GuardResult(protected=False)
         installed = not await self._installation.capture_installed()
@@ -56,7 +58,12 @@ class Guard:
         return total
 
     async def note_definition_once(self) -> bool:
-        """Keep the table's definition in the remote store, when it has changed; whether it was written."""
+        """Keep the table's definition in the remote store, when it has changed; whether it was written.
+
+        Only of a table that is captured: one that somebody put in its place must not replace the definition.
+        """
+        if not await self._installation.capture_installed():
+            return False
         definition = await self._installation.definition()
         if definition is None or definition == self._noted:
             return False

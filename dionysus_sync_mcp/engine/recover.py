@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import get_args
@@ -10,16 +11,19 @@ from uuid import uuid4
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from dionysus_sync_mcp.domain.errors import InputError
+from dionysus_sync_mcp.domain.errors import DionysusError, InputError
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
 from dionysus_sync_mcp.domain.text import line
 from dionysus_sync_mcp.engine.ports import Installation, PageResult, RemoteReader, Restorer, Scope, SyncEvent
+from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
 from dionysus_sync_mcp.engine.tasks import first_error
 
 Progress = Callable[[int, int | None, str], Awaitable[None]]
 
+PUSH_SECONDS = 20.0
+BUSY_SECONDS = 0.05
 PAGE = 2000
 PAGES_AHEAD = 3
 EXAMPLES = 5
@@ -82,16 +86,21 @@ class _Tally:
 class Recoverer:
     """The use-case recover. Plans live in this process; they are cheap to make again."""
 
-    def __init__(self, reader: RemoteReader, restorer: Restorer, installation: Installation) -> None:
+    def __init__(self, reader: RemoteReader, restorer: Restorer, installation: Installation, pusher: Pusher) -> None:
         self._reader = reader
         self._restorer = restorer
         self._installation = installation
+        self._pusher = pusher
         self._plans: dict[str, _Planned] = {}
 
     async def plan(
         self, scope: Scope, now: datetime, *, include_deleted: bool = False, on_progress: Progress | None = None
     ) -> RecoveryPlan:
-        """Compare both sides by version and hash; changes nothing."""
+        """Compare both sides by version and hash; changes nothing here.
+
+        What is still queued is pushed first: it is newer than what the remote holds, and a queued delete was meant.
+        """
+        await self._push_what_waits()
         table_missing = not await self._installation.table_present()
         local = {} if table_missing else await self._local_digests(scope)
         survey = await self._survey(scope, local, include_deleted=include_deleted, on_progress=on_progress)
@@ -118,12 +127,20 @@ class Recoverer:
         """
         planned = self._take(plan_id, now)
         started = time.monotonic()
+        await self._push_what_waits()
         await self._restorer.ensure_schema(await self._reader.definition())
         sessions = await self._restore_context()
         tally = await self._restore_pages(planned, on_progress)
         report = _report(planned, tally, sessions, started)
         await self._restorer.record_recovery(report.model_dump(mode="json"), _event(report))
         return report
+
+    async def _push_what_waits(self) -> None:
+        """Where it cannot be pushed (a fresh database has no queue), the remote's state is what there is."""
+        with anyio.move_on_after(PUSH_SECONDS), suppress(DionysusError):
+            while (step := await self._pusher.push_once()).pushed or step.parked or step.busy:
+                if step.busy:
+                    await anyio.sleep(BUSY_SECONDS)
 
     def _take(self, plan_id: str, now: datetime) -> _Planned:
         planned = self._plans.pop(plan_id, None)
@@ -224,8 +241,10 @@ def _note(survey: _Survey, remote: Digest, local: dict[str, Digest], *, include_
 
 
 def _example(memory: RemoteMemory, reason: str | None) -> Example:
-    project = line(memory.source_project, EXCERPT) if memory.source_project else None
-    return Example(memory_id=memory.id, project=project, excerpt=line(memory.content or "", EXCERPT), reason=reason)
+    # What somebody wrote into the remote by hand may be no text.
+    project = line(str(memory.source_project), EXCERPT) if memory.source_project else None
+    excerpt = line(str(memory.content or ""), EXCERPT)
+    return Example(memory_id=memory.id, project=project, excerpt=excerpt, reason=reason)
 
 
 def _plan_advice(survey: _Survey, plan_id: str, *, include_deleted: bool) -> str:

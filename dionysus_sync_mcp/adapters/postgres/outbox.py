@@ -9,7 +9,7 @@ from asyncpg import exceptions as pg
 
 from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
-from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.domain.errors import DionysusError, Refused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.memory import Version, properties_of
 from dionysus_sync_mcp.engine.ports import (
     Conflict,
@@ -126,7 +126,7 @@ class PostgresClaim:
             async with self._connection.transaction():
                 await self._rebase(settlement.rebased)
                 await overwrite_rows(self._connection, self._sql, settlement.pulled)
-        except (pg.PostgresError, pg.InterfaceError) as error:
+        except (pg.PostgresError, pg.InterfaceError, Refused) as error:
             reason = _about_the_table(error).what
             return [Parking(e.seq, reason) for e in self.entries if e.memory_id in changed]
         return []
@@ -180,7 +180,7 @@ def _despite_the_table() -> Iterator[None]:
 
 def _about_the_table(error: Exception) -> DionysusError:
     """Our error for one that the user's table gave; raises one that has another cause."""
-    ours = in_our_words(error)
+    ours = error if isinstance(error, Refused) else in_our_words(error)
     if ours is None or isinstance(ours, Unavailable):
         raise error
     return ours

@@ -106,9 +106,16 @@ async def note_event(connection: "Connection", sql: Mapping[str, str], event: Sy
 
 
 async def fill_page(connection: "Connection", sql: Mapping[str, str], memories: Sequence[RemoteMemory]) -> None:
-    """Put memories into the temporary table that the other statements of a restore read."""
+    """Put memories into the temporary table that the other statements of a restore read.
+
+    Raises:
+        Refused: A property that somebody wrote into the remote by hand is of another type than the column.
+    """
     await connection.execute(sql["create_restore_page"])
-    await connection.copy_records_to_table("dionysus_restore", records=memories, columns=PAGE_COLUMNS)
+    try:
+        await connection.copy_records_to_table("dionysus_restore", records=memories, columns=PAGE_COLUMNS)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Refused(f"a property in the remote store has another type than its column: {error}") from error
 
 
 async def overwrite_rows(connection: "Connection", sql: Mapping[str, str], memories: Sequence[RemoteMemory]) -> int:
