@@ -37,7 +37,7 @@ OPTIONAL MATCH (known:Memory {id: r.id})
 OPTIONAL MATCH (kept:MemoryVersion {key: r.key})
 WITH r, known IS NULL AND kept IS NULL AND size(r.older) = 0 AS plain
 CALL (r, plain) {
-  // A memory that is new: by far the most common, so it has a way of its own, which takes three quarters of the time.
+  // A memory that is new: by far the most common, so it has a way of its own, which saves an eighth of the time.
   // If two stores create one at once, the constraint stops the later one, whose batch is sent again.
   WITH r WHERE plain
   OPTIONAL MATCH (s:Session {id: r.state.session_id})
@@ -225,6 +225,14 @@ MATCH (m:Memory {id: id})
 WITH m ORDER BY m.id
 RETURN collect([m.id, m.sync_version, m.content_hash, toString(m.deleted_at), m.content, m.memory_type, m.importance,
   m.source_project, m.session_id, m.tags, toString(m.created_at), toString(m.updated_at), m.extra]) AS page
+
+// unlinked //
+// $rows: references; those of which a memory is not there.
+UNWIND $rows AS r
+OPTIONAL MATCH (a:Memory {id: r.source_id})
+OPTIONAL MATCH (b:Memory {id: r.target_id})
+WITH r WHERE a IS NULL OR b IS NULL
+RETURN collect(r) AS rows
 
 // sessions //
 // Sessions that were written as rows, not those that only a memory names. No parameters.

@@ -315,6 +315,10 @@ class RemoteReader(Protocol):
 
     async def by_id(self, memory_ids: Sequence[str]) -> list[RemoteMemory]: ...
 
+    async def unlinked(self, references: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of these rows of `memory_references` of which a memory is not in the remote store."""
+        ...
+
     async def sessions(self) -> list[dict[str, Any]]:
         """All sessions as rows of the local table `sessions`."""
         ...

@@ -25,6 +25,10 @@ from dionysus_sync_mcp.engine.ports import (
     SyncEvent,
 )
 
+UNLINKED = "one of the two memories is not in the remote store"
+_PARTS = ("changes", "sessions", "projects", "references")
+_KEYS = {"session": ("id",), "project": ("id",), "reference": ("source_id", "target_id", "context")}
+
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
@@ -53,7 +57,7 @@ class Written:
     outcomes: list[RowOutcome] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     refused_older: dict[str, str] = field(default_factory=dict)
-    refused_context: str | None = None
+    refused_context: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
 
 class Pusher:
@@ -116,11 +120,12 @@ class Pusher:
         batch = RemoteBatch(
             claim.identity,
             changes,
-            sessions=_last_rows(context, "session", "id"),
-            projects=_last_rows(context, "project", "id"),
-            references=_last_rows(context, "reference", "source_id", "target_id", "context"),
+            sessions=_last_rows(context, "session"),
+            projects=_last_rows(context, "project"),
+            references=_last_rows(context, "reference"),
         )
         written = await self._write_halving(batch)
+        await self._note_unlinked(batch, written)
         parked = [*_broken(claim.entries), *_refused(claim.entries, written)]
         left = {p.seq for p in parked}
         acknowledged = [e.seq for e in claim.entries if e.seq not in left]
@@ -143,14 +148,22 @@ class Pusher:
                 [*written.outcomes, *part.outcomes],
                 {**written.refused, **part.refused},
                 {**written.refused_older, **part.refused_older},
-                part.refused_context or written.refused_context,
+                {**written.refused_context, **part.refused_context},
             )
         return written
+
+    async def _note_unlinked(self, batch: RemoteBatch, written: Written) -> None:
+        """A reference of which a memory is not in the remote store is parked: it must not vanish (P1)."""
+        standing = [row for row in batch.references if not row.get("deleted")]
+        if not standing:
+            return
+        for row in await self._reader.unlinked(standing):
+            written.refused_context.setdefault(_context_key("reference", row), UNLINKED)
 
     async def _write_newest(self, batch: RemoteBatch, error: Refused) -> Written:
         """A state that the remote refuses must not hold back the one that came after it."""
         if not batch.changes:
-            return Written(refused_context=error.what)
+            return Written(refused_context=dict.fromkeys(_context_keys(batch), error.what))
         change = batch.changes[0]
         if not change.older:
             return Written(refused={change.memory_id: error.what})
@@ -217,26 +230,45 @@ def _conflict(outcome: RowOutcome, change: MemoryChange, remote: RemoteMemory | 
     )
 
 
-def _last_rows(entries: Iterable[QueueEntry], entity: str, *key: str) -> list[dict[str, Any]]:
-    """The last state of each row of an entity; a deleted reference says so, other context is never deleted remotely."""
+def _last_rows(entries: Iterable[QueueEntry], entity: str) -> list[dict[str, Any]]:
+    """The last state of each row of an entity, with the time of its capture.
+
+    A deleted reference says so; other context is never deleted remotely (P4).
+    """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for entry in entries:
         if entry.entity != entity or (entry.operation == "delete" and entity != "reference"):
             continue
-        row = {**entry.payload, "deleted": True} if entry.operation == "delete" else entry.payload
-        rows[tuple(row.get(name) for name in key)] = row
+        row = {**entry.payload, "changed_at": entry.created_at.isoformat()}
+        rows[_context_key(entity, row)] = {**row, "deleted": True} if entry.operation == "delete" else row
     return list(rows.values())
 
 
 def _halves(batch: RemoteBatch) -> list[RemoteBatch]:
-    """Two smaller batches; empty when the batch cannot be made smaller."""
-    context = bool(batch.sessions or batch.projects or batch.references)
-    if context and batch.changes:
-        return [replace(batch, changes=()), replace(batch, sessions=(), projects=(), references=())]
-    if len(batch.changes) < 2:
-        return []
-    middle = len(batch.changes) // 2
-    return [replace(batch, changes=batch.changes[:middle]), replace(batch, changes=batch.changes[middle:])]
+    """Smaller batches, memories before what refers to them; empty when the batch cannot be made smaller."""
+    parts = {name: rows for name in _PARTS if (rows := getattr(batch, name))}
+    if len(parts) > 1:
+        return [_of(batch, {name: rows}) for name, rows in parts.items()]
+    halves = [(name, half) for name, rows in parts.items() if len(rows) > 1 for half in _both_halves(rows)]
+    return [_of(batch, {name: half}) for name, half in halves]
+
+
+def _both_halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def _of(batch: RemoteBatch, parts: Mapping[str, Sequence[Any]]) -> RemoteBatch:
+    """A batch of the same store with these parts and nothing else."""
+    return RemoteBatch(batch.identity, **{"changes": (), **parts})
+
+
+def _context_keys(batch: RemoteBatch) -> list[tuple[Any, ...]]:
+    parts = (("session", batch.sessions), ("project", batch.projects), ("reference", batch.references))
+    return [_context_key(entity, row) for entity, rows in parts for row in rows]
+
+
+def _context_key(entity: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (entity, *(row.get(name) for name in _KEYS[entity]))
 
 
 def _broken(entries: Iterable[QueueEntry]) -> list[Parking]:
@@ -255,7 +287,7 @@ def _refused(entries: Sequence[QueueEntry], written: Written) -> list[Parking]:
 
 def _reason(entry: QueueEntry, written: Written, *, is_newest: bool) -> str | None:
     if entry.entity != "memory":
-        return written.refused_context
+        return written.refused_context.get(_context_key(entry.entity, entry.payload))
     memory_id = entry.memory_id or ""
     return written.refused.get(memory_id) or (None if is_newest else written.refused_older.get(memory_id))
 

@@ -87,6 +87,10 @@ class MemoryRemote:
         """Those that are there."""
         return [self.nodes[id_].memory for id_ in sorted(set(memory_ids)) if id_ in self.nodes]
 
+    async def unlinked(self, references: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of which a memory is not there."""
+        return [row for row in references if not {row["source_id"], row["target_id"]} <= self.nodes.keys()]
+
     async def sessions(self) -> list[dict[str, Any]]:
         """All rows."""
         return [row for _, row in sorted(self.session_rows.items())]

@@ -9,8 +9,8 @@ import pytest
 
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresClaim
 from dionysus_sync_mcp.domain.errors import Refused, TooLarge
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome, Settlement
-from dionysus_sync_mcp.engine.push import Pusher, PushResult
+from dionysus_sync_mcp.engine.ports import RemoteBatch, RemoteWriter, RowOutcome, Settlement, StoreIdentity
+from dionysus_sync_mcp.engine.push import UNLINKED, Pusher, PushResult
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import (
     INSERT,
@@ -498,3 +498,60 @@ async def test_an_emptied_table_is_not_mirrored(program: Runtime, client: Client
     await program.init(dry_run=False)
     await push(program)
     assert await remote_digest(empty_neo4j) == before
+
+
+LINK = "INSERT INTO dionysus_sync.memory_references (source_id, target_id, context) VALUES ($1, $2, 'because')"
+
+
+@pytest.mark.promise("P1")
+async def test_a_reference_is_linked_or_parked_and_never_dropped(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """Memories go before what refers to them; a reference to a memory that the remote lacks is kept with the reason."""
+    await client.execute(LINK, uid(1), uid(2))
+    await client.execute(LINK, uid(1), uid(9))
+    await client.execute(INSERT, uid(1), "cause")
+    await client.execute(INSERT, uid(2), "effect")
+    result = await push(program)
+    assert (result.pushed, result.parked) == (3, 1)
+    linked = await graph(empty_neo4j, "MATCH (a)-[r:REFERENCES]->(b) RETURN [a.id, b.id, r.context]")
+    assert linked == [[str(uid(1)), str(uid(2)), "because"]]
+    parked = await client.fetch("SELECT entity, last_error FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL")
+    assert [tuple(row) for row in parked] == [("reference", UNLINKED)]
+
+
+@pytest.mark.promise("P1")
+async def test_a_poison_session_does_not_park_the_others(program: Runtime, client: Client) -> None:
+    """Of the rows around memories too, only the one that is refused is parked."""
+    for number, project in enumerate(["good", "poison", "better"], start=1):
+        await client.execute(
+            "INSERT INTO dionysus_sync.sessions VALUES ($1, $2, now(), now(), NULL, NULL)", uid(number), project
+        )
+    await client.execute(INSERT, uid(7), "a memory")
+    pusher = Pusher(program.outbox, RefusesSessions(program.remote, "poison"), program.remote)
+    result = await pusher.push_once()
+    assert (result.pushed, result.parked) == (3, 1)
+    kept = await client.fetch("SELECT payload ->> 'project_id' FROM dionysus_sync.sync_queue")
+    assert [row[0] for row in kept] == ["poison"]
+
+
+class RefusesSessions:
+    """A remote store that refuses the sessions of one project."""
+
+    def __init__(self, remote: RemoteWriter, project: str) -> None:
+        self._remote = remote
+        self._project = project
+
+    async def prepare(self) -> None:
+        """As the remote store does."""
+        await self._remote.prepare()
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Refuse the batch as a whole."""
+        if any(row["project_id"] == self._project for row in batch.sessions):
+            raise Refused("no such project")
+        return await self._remote.write(batch)
+
+    async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
+        """As the remote store does."""
+        await self._remote.note_definition(identity, definition)

@@ -25,6 +25,12 @@ class Reader(Part):
         page = await self._connection.read("memories_by_id", self._limits.read_seconds, memory_ids=wanted)
         return [RemoteMemory(*row) for row in page]
 
+    async def unlinked(self, references: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of which a memory is not there."""
+        rows = list(references)
+        found: list[dict[str, Any]] = await self._connection.read("unlinked", self._limits.read_seconds, rows=rows)
+        return found
+
     async def sessions(self) -> list[dict[str, Any]]:
         """All sessions that were pushed as rows, times as ISO 8601 text."""
         rows: list[dict[str, Any]] = await self._connection.read("sessions", self._limits.read_seconds)
