@@ -72,9 +72,11 @@ WHERE n.nspname = $1 AND c.relname = 'memories' AND t.tgenabled = 'A'
 SELECT indexname::text AS name FROM pg_indexes WHERE schemaname = $1 AND tablename = 'memories'
 
 -- may_create --
--- $1 schema: whether this role may create the table and our schema.
-SELECT has_database_privilege(current_database(), 'CREATE') AS schema_right,
-       coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1), false) AS table_right
+-- $1 schema: whether it is there, and whether this role may create the table in it, and our schema.
+SELECT place.oid IS NOT NULL AS schema_present,
+       coalesce(has_schema_privilege(place.oid, 'CREATE'), false) AS may_create_table,
+       has_database_privilege(current_database(), 'CREATE') AS may_create_schema
+FROM (SELECT) AS always LEFT JOIN pg_namespace AS place ON place.nspname = $1
 
 -- create_memories --
 CREATE TABLE memories (

@@ -72,14 +72,39 @@ class FoundTable:
     indexes: frozenset[str]
 
 
-def decide_steps(table: FoundTable | None, *, may_create: bool) -> list[StepName]:
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What this role may create, and whether the schema that the table is to stand in is there."""
+
+    schema_present: bool
+    may_create_table: bool
+    may_create_schema: bool
+
+
+def refuse_without_rights(rights: Rights, *, bookkeeping_left: bool) -> None:
+    """Raise `NotAdoptable` where the bookkeeping has to be made and this role may not make its schema."""
+    if bookkeeping_left and not rights.may_create_schema:
+        raise NotAdoptable(
+            "this role may not create the schema dionysus_sync",
+            where="dionysus_sync",
+            hint="Give the role CREATE on the database, or run init as a role that has it.",
+        )
+
+
+def decide_steps(table: FoundTable | None, rights: Rights, schema: str) -> list[StepName]:
     """The steps that are left, in order; empty when all is in place.
 
     Raises:
         NotAdoptable: With everything that stands in the way, in one message.
     """
     if table is None:
-        if not may_create:
+        if not rights.schema_present:
+            raise NotAdoptable(
+                f"there is no schema '{schema}'",
+                where="DIONYSUS_SCHEMA",
+                hint="Name the schema that the table memories stands in, or create it.",
+            )
+        if not rights.may_create_table:
             raise NotAdoptable(
                 "there is no table 'memories' and this role may not create one",
                 where="memories",

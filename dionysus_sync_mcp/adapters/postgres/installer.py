@@ -9,9 +9,11 @@ from dionysus_sync_mcp.domain.adoption import (
     CAPTURE_TRIGGERS,
     Column,
     FoundTable,
+    Rights,
     StepName,
     decide_migrations,
     decide_steps,
+    refuse_without_rights,
 )
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
 from dionysus_sync_mcp.engine.ports import InstallStep, StoreIdentity
@@ -106,11 +108,15 @@ class Installer:
 
     async def _missing(self, connection: "Connection") -> tuple[list[InstallStep], bool]:
         table = await self._table(connection)
-        rights = await connection.fetchrow(self._database.sql["may_create"], self._database.schema)
-        may_create = rights is not None and rights["table_right"]
+        rights = await self._rights(connection)
         migrations = await self._migration_steps(connection)
-        steps = [self._step(name) for name in decide_steps(table, may_create=may_create)]
+        steps = [self._step(name) for name in decide_steps(table, rights, self._database.schema)]
+        refuse_without_rights(rights, bookkeeping_left=bool(migrations))
         return [*migrations, *steps], table is not None
+
+    async def _rights(self, connection: "Connection") -> Rights:
+        found = await connection.fetch(self._database.sql["may_create"], self._database.schema)
+        return Rights(**found[0])
 
     async def _migration_steps(self, connection: "Connection") -> list[InstallStep]:
         sql = self._database.sql
