@@ -32,7 +32,7 @@ NEEDED = (
 OWN_TABLE = ";".join(
     (
         f"""CREATE TABLE memories ({NEEDED}, "My own column" jsonb DEFAULT '{{"a": 1}}', n serial, UNIQUE (content))""",
-        "INSERT INTO memories (id, content) SELECT md5(i::text)::uuid, 'was here before ' || i FROM generate_series(1, 30) i",
+        "INSERT INTO memories (id, content) SELECT md5(i::text)::uuid, 'was here ' || i FROM generate_series(1, 30) i",
     )
 )
 
