@@ -11,21 +11,23 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+import anyio
 import asyncpg
 from mcp import Client, StdioServerParameters
 from pydantic import BaseModel, Field
 from rich.console import Console
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dionysus_sync_mcp.adapters.statements import load_sql
 from dionysus_sync_mcp.domain.errors import RecoveryShortfall
+from dionysus_sync_mcp.embedded.home import Home
+from dionysus_sync_mcp.embedded.processes import Process, this_process
 from dionysus_sync_mcp.embedded.services import Lease, Progress, acquire, default_home, down
 from dionysus_sync_mcp.settings import Settings
 
@@ -33,7 +35,9 @@ MEMORIES = 3000
 MOST_OF_ONE_PACKAGE = 200
 SHORTEST, LONGEST = 60, 2000
 QUESTIONS = 5
-MEBI = 1 << 20
+PATIENCE_SECONDS = 60
+
+Bars = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 
 
 class DemoStep(BaseModel):
@@ -154,8 +158,12 @@ class _Demo:
         return f"{self.found} of {len(wanted)} questions found their memory, across {len(projects)} projects"
 
     async def _wait_until_protected(self) -> None:
-        while not (await self._call("get_sync_status"))["local"]["capture_installed"]:
-            continue
+        protected = False
+        with anyio.move_on_after(PATIENCE_SECONDS):
+            while not protected:
+                local = (await self._call("get_sync_status"))["local"]
+                protected = local is not None and local["capture_installed"]
+        _expect(protected, f"the local store is not protected after {PATIENCE_SECONDS} seconds")
 
     async def _call(self, tool: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         result = await self._client.call_tool(tool, arguments)
@@ -167,25 +175,38 @@ class _Demo:
         return {r["id"]: r["image"] for r in await self._database.fetch(load_sql()["demo_images"])}
 
 
-async def run(settings: Settings, console: Console) -> DemoReport:
+async def run(settings: Settings, console: Console, progress: Bars) -> DemoReport:
     """The whole demo; prints each step as it happens, and the table.
+
+    Args:
+        progress: Shows how far the embedded services are.
 
     Raises:
         RecoveryShortfall: A memory was lost, or a step did not do what it promises.
         EmbeddedError: The embedded services could not be fetched or started.
     """
     story = _Story(console)
-    with _demo_home(settings.dionysus_home or default_home()) as home:
-        async with _services(home, settings, console) as lease:
-            database = await asyncpg.connect(lease.database_url)
-            try:
-                async with Client(_server(home, settings)) as client:
-                    demo = _Demo(database, client)
-                    await _tell(story, demo)
-            finally:
-                await database.close()
+    folder = settings.dionysus_home or default_home()
+    async with _servers(folder, settings, progress) as (home, lease):
+        database = await asyncpg.connect(lease.database_url)
+        try:
+            async with Client(_server(home, settings)) as client:
+                demo = _Demo(database, client)
+                await _tell(story, demo)
+        finally:
+            await database.close()
     console.print(story.table())
+    console.print(_epilogue(folder), highlight=False, soft_wrap=True)
     return DemoReport(complete=not demo.lost, memories=len(demo.images), lost=demo.lost, steps=story.steps)
+
+
+def _epilogue(home: Path) -> str:
+    """What stays, and what to do next."""
+    program = Path(sys.executable).with_name("dionysus-sync-mcp")
+    return (
+        f"The demo's data is gone again; the programs stay in {home / 'programs'} for the next time.\n"
+        f"For Claude Code: claude mcp add --scope user dionysus-sync -- {program}"
+    )
 
 
 async def _tell(story: _Story, demo: _Demo) -> None:
@@ -200,40 +221,46 @@ async def _tell(story: _Story, demo: _Demo) -> None:
     await story.step("query_cross_project", demo.ask)
 
 
-@contextmanager
-def _demo_home(home: Path) -> Iterator[Path]:
-    """A home for the demo's data beside the user's own, with the same programs, removed at the end."""
-    programs = home / "programs"
-    programs.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="demo-", dir=home))
-    # For root, PostgreSQL runs as another user, who has to get through.
-    place.chmod(0o755)
-    try:
-        (place / "programs").symlink_to(programs, target_is_directory=True)
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
 @asynccontextmanager
-async def _services(home: Path, settings: Settings, console: Console) -> AsyncIterator[Lease]:
-    with Bars(console=console, transient=True) as bars:
-        tasks = {name: bars.add_task(name, total=None) for name in ("postgres", "neo4j")}
-
-        def show(progress: Progress) -> None:
-            bars.update(
-                tasks[progress.service],
-                description=progress.message,
-                completed=progress.done / MEBI,
-                total=progress.total / MEBI or None,
-            )
-
-        lease = await acquire(home, frozenset({"postgres", "neo4j"}), settings.dionysus_neo4j_version, show)
+async def _servers(folder: Path, settings: Settings, progress: Bars) -> AsyncIterator[tuple[Path, Lease]]:
+    """A home of the demo's own inside the user's, and its servers; stopped and removed at the end."""
+    for left in _left_over(folder):
+        await _remove(left)
+    home = _demo_home(folder)
     try:
-        yield lease
+        with progress() as show:
+            lease = await acquire(home, frozenset({"postgres", "neo4j"}), settings.dionysus_neo4j_version, show)
+        yield home, lease
     finally:
-        lease.release()
-        await down(home)
+        with anyio.CancelScope(shield=True):
+            await _remove(home)
+
+
+def _demo_home(folder: Path) -> Path:
+    """A new home inside the user's, with the same programs. Its name says which process it belongs to."""
+    users = Home.at(folder)
+    users.make()
+    own = this_process()
+    home = Path(tempfile.mkdtemp(prefix=f"demo-{own.start}-{own.pid}-", dir=folder))
+    # For root, PostgreSQL runs as another user, who has to get through.
+    home.chmod(0o755)
+    (home / "programs").symlink_to(users.programs, target_is_directory=True)
+    return home
+
+
+def _left_over(folder: Path) -> list[Path]:
+    """What demos that were killed left in the user's home."""
+    return [home for home in folder.glob("demo-*-*-*") if not _owner(home).alive]
+
+
+def _owner(home: Path) -> Process:
+    start, pid, _ = home.name.removeprefix("demo-").rsplit("-", 2)
+    return Process(pid=int(pid), start=start)
+
+
+async def _remove(home: Path) -> None:
+    await down(home)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _server(home: Path, settings: Settings) -> StdioServerParameters:

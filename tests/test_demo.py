@@ -2,13 +2,18 @@
 
 import ast
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
+import anyio
 import pytest
 from rich.console import Console
 
+from dionysus_sync_mcp.cli.output import embedded_progress
 from dionysus_sync_mcp.demo import LONGEST, MOST_OF_ONE_PACKAGE, SHORTEST, docstrings, run
+from dionysus_sync_mcp.embedded.services import Progress
 from dionysus_sync_mcp.settings import Settings
 from tests.services.cache import cache_folder
 from tests.services.embedded import claimed_home
@@ -55,7 +60,31 @@ async def test_the_demo_loses_nothing(ollama_url: str) -> None:
     """The main job from outside: thousands of memories written, destroyed, recovered, compared and found."""
     with claimed_home(cache_folder(os.environ)) as home:
         settings = Settings(dionysus_home=home, ollama_url=ollama_url)
-        report = await run(settings, Console(file=StringIO()))
+        report = await run(settings, Console(file=StringIO()), embedded_progress)
+        left = [path.name for path in home.glob("demo-*")]
     assert report.complete
     assert report.memories > 500
     assert report.lost == 0
+    assert left == []
+
+
+async def test_an_interrupted_demo_leaves_nothing_and_clears_what_a_killed_one_left() -> None:
+    """Servers and data of a demo go with it, however it ends; those of one that was killed go with the next."""
+    with claimed_home(cache_folder(os.environ)) as home:
+        killed = home / "demo-boot-1-1-killed"
+        killed.mkdir()
+        settings = Settings(dionysus_home=home)
+        seen: list[Path] = []
+        with anyio.CancelScope() as interrupted:
+
+            @contextmanager
+            def progress() -> Iterator[Callable[[Progress], None]]:
+                seen.extend(home.glob("demo-*"))
+                yield lambda told: interrupted.cancel() if told.phase == "starting" else None
+
+            await run(settings, Console(file=StringIO()), progress)
+        left = list(home.glob("demo-*"))
+    assert interrupted.cancelled_caught
+    assert len(seen) == 1
+    assert seen[0] != killed
+    assert left == []

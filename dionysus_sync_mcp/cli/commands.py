@@ -373,7 +373,7 @@ def demo(*, as_json: Json = False) -> None:
     async def work(settings: Settings) -> "DemoReport":
         from dionysus_sync_mcp.demo import run as run_demo
 
-        return await run_demo(settings, Console(stderr=as_json))
+        return await run_demo(settings, Console(stderr=as_json), output.embedded_progress)
 
     report = run_plain(work, as_json=as_json)
     if as_json:

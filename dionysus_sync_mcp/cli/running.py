@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dionysus_sync_mcp.runtime import Runtime
 
 PATIENCE_SECONDS = 5.0
+INTERRUPTED = 128 + signal.SIGINT  # what a shell says of a program that ended by it
 
 T = TypeVar("T")
 
@@ -60,6 +61,9 @@ def run_plain(work: Callable[[Settings], Awaitable[T]], *, as_json: bool) -> T:
     except DionysusError as error:
         output.show_error(error, as_json=as_json)
         raise typer.Exit(2 if isinstance(error, SettingsError | InputError) else 1) from None
+    except KeyboardInterrupt:
+        output.say("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 async def until_signal(work: Callable[[], Awaitable[None]]) -> str | None:
