@@ -1,0 +1,318 @@
+"""The local queue's behaviour: one suite for the in-memory twin and for PostgreSQL."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+import pytest
+
+from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.domain.memory import RemoteMemory
+from dionysus_sync_mcp.engine.ports import Conflict, Outbox, Parking, QueueEntry, Settlement, Stamp, SyncEvent
+from tests.engine.memory_local import MemoryLocal
+from tests.integration.stores import Client, plain_client, uid
+from tests.services.local_store import opened
+
+MUCH = 1_000_000
+
+
+class Row(NamedTuple):
+    """A row as the suite looks at it."""
+
+    content: str | None
+    status: str
+    version: int
+    confirmed: int | None
+
+
+class Bench(Protocol):
+    """A local store, and what its user does."""
+
+    @property
+    def outbox(self) -> Outbox: ...
+
+    async def write(self, number: int, content: str) -> None: ...
+
+    async def delete(self, number: int) -> None: ...
+
+    async def drop(self) -> None: ...
+
+    async def row(self, number: int) -> Row: ...
+
+    async def parked(self) -> list[str]: ...
+
+    async def events(self) -> list[tuple[str, int]]: ...
+
+    async def conflicts(self) -> list[tuple[str, str, str]]: ...
+
+
+class TwinBench:
+    """On the in-memory twin."""
+
+    def __init__(self) -> None:
+        self.outbox = MemoryLocal()
+
+    async def write(self, number: int, content: str) -> None:
+        """Insert or update."""
+        self.outbox.write(str(uid(number)), content)
+
+    async def delete(self, number: int) -> None:
+        """Delete."""
+        self.outbox.delete(str(uid(number)))
+
+    async def drop(self) -> None:
+        """The table is gone."""
+        self.outbox.rows = None
+
+    async def row(self, number: int) -> Row:
+        """One row."""
+        row = self.outbox.table[str(uid(number))]
+        return Row(row.properties.content, row.status, row.version, row.confirmed)
+
+    async def parked(self) -> list[str]:
+        """Errors of parked entries."""
+        return [error for _, error in sorted(self.outbox.parked.items())]
+
+    async def events(self) -> list[tuple[str, int]]:
+        """Result and count of each audit row."""
+        return [(e.result, e.record_count) for e in self.outbox.events]
+
+    async def conflicts(self) -> list[tuple[str, str, str]]:
+        """Winner and both contents."""
+        return [(c.winner, c.local_content, c.remote_content) for c in self.outbox.conflicts]
+
+
+class PostgresBench:
+    """On PostgreSQL."""
+
+    def __init__(self, outbox: PostgresOutbox, client: Client) -> None:
+        self.outbox = outbox
+        self._client = client
+
+    async def write(self, number: int, content: str) -> None:
+        """Insert or update."""
+        await self._client.execute(
+            "INSERT INTO memories (id, content) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET content = $2",
+            uid(number),
+            content,
+        )
+
+    async def delete(self, number: int) -> None:
+        """Delete."""
+        await self._client.execute("DELETE FROM memories WHERE id = $1", uid(number))
+
+    async def drop(self) -> None:
+        """The table is gone."""
+        await self._client.execute("DROP TABLE memories")
+
+    async def row(self, number: int) -> Row:
+        """One row."""
+        statement = "SELECT content, sync_status, sync_version, synced_version FROM memories WHERE id = $1"
+        (record,) = await self._client.fetch(statement, uid(number))
+        return Row(*record)
+
+    async def parked(self) -> list[str]:
+        """Errors of parked entries."""
+        statement = "SELECT last_error FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL ORDER BY seq"
+        return [r[0] for r in await self._client.fetch(statement)]
+
+    async def events(self) -> list[tuple[str, int]]:
+        """Result and count of each audit row."""
+        statement = "SELECT result, record_count FROM dionysus_sync.sync_events ORDER BY timestamp"
+        return [(r[0], r[1]) for r in await self._client.fetch(statement)]
+
+    async def conflicts(self) -> list[tuple[str, str, str]]:
+        """Winner and both contents."""
+        statement = "SELECT winner, local_content, remote_content FROM dionysus_sync.conflicts"
+        return [(r[0], r[1], r[2]) for r in await self._client.fetch(statement)]
+
+
+@pytest.fixture(params=["in memory", "PostgreSQL"])
+async def bench(request: pytest.FixtureRequest, migrated_database_url: str) -> AsyncIterator[Bench]:
+    """A local store with an empty table."""
+    if request.param == "in memory":
+        yield TwinBench()
+        return
+    url = migrated_database_url
+    async with opened(url) as database, plain_client(url) as client:
+        yield PostgresBench(PostgresOutbox(database), client)
+
+
+async def claimed(bench: Bench, rows: int = 100, size: int = MUCH) -> Sequence[QueueEntry]:
+    """The entries that a claim has; nothing is settled."""
+    async with bench.outbox.claim(rows, size) as claim:
+        assert claim is not None
+        return claim.entries
+
+
+async def settled(bench: Bench, settlement: Settlement) -> None:
+    """Settle within a claim of everything."""
+    async with bench.outbox.claim(100, MUCH) as claim:
+        assert claim is not None
+        await claim.settle(settlement)
+
+
+def told(entries: Sequence[QueueEntry]) -> list[tuple[str, int, str | None]]:
+    """Operation, version and content of each entry."""
+    return [(e.operation, e.version.number, e.version.properties.content) for e in entries if e.version]
+
+
+async def test_entries_come_in_the_order_of_the_changes(bench: Bench) -> None:
+    """With the state, the version and the version that the remote confirmed."""
+    await bench.write(1, "a")
+    await bench.write(1, "b")
+    await bench.write(2, "c")
+    await bench.delete(1)
+    entries = await claimed(bench)
+    assert told(entries) == [("create", 1, "a"), ("update", 2, "b"), ("create", 1, "c"), ("delete", 3, "b")]
+    assert [e.seq for e in entries] == sorted({e.seq for e in entries})
+    assert [e.memory_id for e in entries] == [str(uid(n)) for n in (1, 1, 2, 1)]
+    assert {e.base_version for e in entries} == {None}
+
+
+async def test_a_claim_is_bounded_by_rows_and_by_size(bench: Bench) -> None:
+    """But never so that nothing is left to claim."""
+    for number in range(1, 6):
+        await bench.write(number, "x" * 1000)
+    assert len(await claimed(bench, rows=2)) == 2
+    assert len(await claimed(bench, size=1)) == 1
+    assert 1 < len(await claimed(bench, size=2000)) < 5
+
+
+async def test_only_one_claim_at_a_time(bench: Bench) -> None:
+    """The second is told so, and has the entries when the first is done."""
+    await bench.write(1, "a")
+    async with bench.outbox.claim(10, MUCH) as first, bench.outbox.claim(10, MUCH) as second:
+        assert first is not None
+        assert second is None
+    assert len(await claimed(bench)) == 1
+
+
+async def _settled_and_killed(bench: Bench, settlement: Settlement) -> None:
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        await claim.settle(settlement)
+        raise RuntimeError("killed")
+
+
+@pytest.mark.promise("P1")
+async def test_leaving_a_claim_unsettled_or_by_an_error_changes_nothing(bench: Bench) -> None:
+    """Even when it was settled before the error."""
+    await bench.write(1, "a")
+    before = await claimed(bench)
+    settlement = Settlement(
+        [before[0].seq], [Stamp(str(uid(1)), 1, 1)], event=SyncEvent("local_to_remote", "success", 1)
+    )
+    with pytest.raises(RuntimeError, match="killed"):
+        await _settled_and_killed(bench, settlement)
+    assert await claimed(bench) == before
+    assert (await bench.row(1)).status == "pending"
+    assert await bench.events() == []
+
+
+async def test_what_is_acknowledged_is_gone_and_its_row_stamped(bench: Bench) -> None:
+    """The next change of the row says what the remote confirmed."""
+    await bench.write(1, "a")
+    (entry,) = await claimed(bench)
+    event = SyncEvent("local_to_remote", "success", 1, [str(uid(1))])
+    await settled(bench, Settlement([entry.seq], [Stamp(str(uid(1)), 1, 1)], event=event))
+    assert (await bench.outbox.anything_queued(), await bench.outbox.queue_length()) == (False, 0)
+    assert await bench.row(1) == Row("a", "synced", 1, 1)
+    assert await bench.events() == [("success", 1)]
+    await bench.write(1, "b")
+    assert [e.base_version for e in await claimed(bench)] == [1]
+
+
+async def test_a_row_that_has_moved_on_stays_pending(bench: Bench) -> None:
+    """A stamp of the version before says only what the remote has."""
+    await bench.write(1, "a")
+    (entry,) = await claimed(bench)
+    await bench.write(1, "b")
+    await settled(bench, Settlement([entry.seq], [Stamp(str(uid(1)), 1, 1)]))
+    assert await bench.row(1) == Row("b", "pending", 2, 1)
+
+
+async def test_a_row_whose_count_the_push_has_carried_on_gets_that_number(bench: Bench) -> None:
+    """Deleted and inserted again in one batch: captured as 1, sent as 3."""
+    await bench.write(1, "a")
+    await settled(bench, Settlement([e.seq for e in await claimed(bench)], [Stamp(str(uid(1)), 3, 1)]))
+    assert await bench.row(1) == Row("a", "synced", 3, 3)
+
+
+async def test_a_row_older_than_what_was_sent_is_not_stamped(bench: Bench) -> None:
+    """Its table was recovered meanwhile: a stamp would call the old content new."""
+    await bench.write(1, "a")
+    await settled(bench, Settlement([e.seq for e in await claimed(bench)], [Stamp(str(uid(1)), 7, 7)]))
+    assert await bench.row(1) == Row("a", "pending", 1, None)
+
+
+@pytest.mark.promise("P1")
+async def test_parked_entries_stay_with_their_error(bench: Bench) -> None:
+    """They are neither claimed nor counted again; their row says failed."""
+    await bench.write(1, "a")
+    await bench.write(2, "b")
+    first, second = await claimed(bench)
+    await settled(bench, Settlement([second.seq], parked=[Parking(first.seq, "it is poison")]))
+    assert (await claimed(bench), await bench.outbox.queue_length(), await bench.parked()) == ([], 0, ["it is poison"])
+    assert (await bench.row(1)).status == "failed"
+
+
+@pytest.mark.promise("P3")
+async def test_a_rebased_row_goes_above_the_remote_and_is_queued_again(bench: Bench) -> None:
+    """One that has gone above by itself is left alone."""
+    for number in (1, 2):
+        await bench.write(number, "a")
+    entries = await claimed(bench)
+    rebased = [Stamp(str(uid(1)), 5, 1), Stamp(str(uid(2)), 0, 1)]
+    await settled(bench, Settlement([e.seq for e in entries], rebased=rebased))
+    assert told(await claimed(bench)) == [("update", 6, "a")]
+    assert [e.base_version for e in await claimed(bench)] == [5]
+    assert await bench.row(1) == Row("a", "pending", 6, 5)
+
+
+async def test_a_pulled_row_becomes_what_the_remote_holds(bench: Bench) -> None:
+    """And is not captured as a change of the user's; the conflict is on record, contents cut."""
+    await bench.write(1, "ours")
+    (entry,) = await claimed(bench)
+    time = "2024-01-01T00:00:00Z"
+    held = RemoteMemory(str(uid(1)), 4, "h", None, "theirs", "semantic", 0.5, "p", None, [], time, time, None)
+    conflict = Conflict(str(uid(1)), "remote", 1, 4, "o" * 100, "t" * 100)
+    await settled(bench, Settlement([entry.seq], pulled=[held], conflicts=[conflict]))
+    assert await bench.row(1) == Row("theirs", "synced", 4, 4)
+    assert await claimed(bench) == []
+    assert await bench.conflicts() == [("remote", "o" * 100, "t" * 100)]
+
+
+async def test_live_versions_are_of_rows_that_are_there(bench: Bench) -> None:
+    """With the first 100 characters."""
+    await bench.write(1, "x" * 200)
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        live = await claim.live_versions([str(uid(1)), str(uid(2))])
+    assert {i: (v.version, v.content) for i, v in live.items()} == {str(uid(1)): (1, "x" * 100)}
+
+
+@pytest.mark.promise("P1")
+async def test_without_the_table_the_queue_can_be_claimed_and_settled(bench: Bench) -> None:
+    """What was captured before it was dropped goes its way."""
+    await bench.write(1, "a")
+    await bench.write(2, "b")
+    await bench.drop()
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        assert await claim.live_versions([str(uid(1))]) == {}
+        first, second = claim.entries
+        parked = [Parking(second.seq, "it is poison")]
+        await claim.settle(Settlement([first.seq], [Stamp(str(uid(1)), 1, 1)], parked))
+    assert (await bench.outbox.queue_length(), await bench.parked()) == (0, ["it is poison"])
+    await bench.outbox.note_outage([str(uid(1))], SyncEvent("local_to_remote", "queued", 1))
+    assert await bench.events() == [("queued", 1)]
+
+
+async def test_an_outage_marks_the_rows_that_wait(bench: Bench) -> None:
+    """And is on record."""
+    await bench.write(1, "a")
+    await bench.write(2, "b")
+    await bench.outbox.note_outage([str(uid(1))], SyncEvent("local_to_remote", "queued", 1, [str(uid(1))], "away"))
+    assert [(await bench.row(n)).status for n in (1, 2)] == ["queued", "pending"]
+    assert await bench.events() == [("queued", 1)]
+    assert len(await claimed(bench)) == 2

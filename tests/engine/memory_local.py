@@ -1,0 +1,283 @@
+"""An in-memory local store, for tests of the engine; its outbox passes the contract suite of the real one."""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dionysus_sync_mcp.domain.errors import Unavailable
+from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, RemoteMemory, Version
+from dionysus_sync_mcp.engine.ports import (
+    Conflict,
+    InstallStep,
+    LiveVersion,
+    PageResult,
+    QueueEntry,
+    Scope,
+    Settlement,
+    StoreIdentity,
+    SyncEvent,
+)
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the user's columns, and ours."""
+
+    properties: Properties
+    version: int = 1
+    status: str = "pending"
+    confirmed: int | None = None
+
+    @property
+    def content_hash(self) -> str:
+        """Of the user's columns."""
+        return hashlib.sha256(repr(self.properties).encode()).hexdigest()
+
+
+@dataclass
+class MemoryLocal:
+    """Implements `Outbox`, `Installation` and `Restorer`. `failure` is raised by the next calls while set."""
+
+    identity_: StoreIdentity = field(default_factory=lambda: StoreIdentity("store", "epoch"))
+    rows: dict[str, Row] | None = field(default_factory=dict)
+    entries: dict[int, QueueEntry] = field(default_factory=dict)
+    parked: dict[int, str] = field(default_factory=dict)
+    events: list[SyncEvent] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    context: list[dict[str, Any]] = field(default_factory=list)
+    captured: bool = True
+    bookkeeping: bool = True
+    shape: str | None = "the shape"
+    refusing: set[str] = field(default_factory=set)
+    failure: Exception | None = None
+    pushing: bool = False
+    last_seq: int = 0
+
+    # --- what a user does
+
+    def write(self, memory_id: str, content: str) -> None:
+        """Insert or update a row."""
+        old = self.table.get(memory_id)
+        time = self._now()
+        properties = Properties(content, "semantic", 0.5, "p", None, [], time, time, None)
+        version = old.version + 1 if old else 1
+        self.table[memory_id] = Row(properties, version, confirmed=old.confirmed if old else None)
+        self.capture(memory_id, "update" if old else "create")
+
+    def delete(self, memory_id: str) -> None:
+        """Delete a row."""
+        self.capture(memory_id, "delete")
+        del self.table[memory_id]
+
+    def capture(self, memory_id: str, operation: Operation) -> None:
+        """What the triggers do."""
+        row = self.table[memory_id]
+        if self.captured:
+            number = row.version + (operation == "delete")
+            version = Version(number, operation, row.content_hash, self._now(), row.properties)
+            self.enqueue(QueueEntry(0, "memory", operation, START, memory_id, row.confirmed, version))
+
+    def enqueue(self, entry: QueueEntry) -> None:
+        """Give an entry its place."""
+        self.last_seq += 1
+        self.entries[self.last_seq] = replace(entry, seq=self.last_seq)
+
+    @property
+    def table(self) -> dict[str, Row]:
+        """The rows; an error where the table is gone."""
+        if self.rows is None:
+            raise AssertionError("the table is gone")
+        return self.rows
+
+    def _now(self) -> str:
+        return (START + timedelta(seconds=len(self.entries) + len(self.rows or ()))).isoformat()
+
+    def _check(self) -> None:
+        if self.failure:
+            raise self.failure
+
+    # --- Outbox
+
+    @asynccontextmanager
+    async def claim(self, rows: int, size: int) -> AsyncIterator["MemoryClaim | None"]:
+        """Entries in order; what was settled takes hold when the claim is left without an error."""
+        self._check()
+        if self.pushing:
+            yield None
+            return
+        self.pushing = True
+        try:
+            claim = MemoryClaim(self, self.identity_, self._bounded(rows, size))
+            yield claim
+            if claim.settlement:
+                self._settle(claim.settlement)
+        finally:
+            self.pushing = False
+
+    async def anything_queued(self) -> bool:
+        """Parked entries do not count."""
+        return await self.queue_length() > 0
+
+    async def queue_length(self) -> int:
+        """Parked entries do not count."""
+        self._check()
+        return len(self.entries.keys() - self.parked.keys())
+
+    async def note_outage(self, memory_ids: Sequence[str], event: SyncEvent) -> None:
+        """Mark and audit."""
+        self._check()
+        self.events.append(event)
+        self._mark(memory_ids, "queued")
+
+    def _bounded(self, rows: int, size: int) -> list[QueueEntry]:
+        chosen: list[QueueEntry] = []
+        used = 0
+        for entry in [e for seq, e in sorted(self.entries.items()) if seq not in self.parked][:rows]:
+            if used >= size:
+                break
+            used += len((entry.version.properties.content if entry.version else None) or "")
+            chosen.append(entry)
+        return chosen
+
+    def _mark(self, memory_ids: Sequence[str], status: str) -> None:
+        for memory_id in memory_ids:
+            if self.rows and memory_id in self.rows:
+                self.rows[memory_id] = replace(self.rows[memory_id], status=status)
+
+    def _settle(self, settlement: Settlement) -> None:
+        parked_ids = [self.entries[p.seq].memory_id or "" for p in settlement.parked]
+        self.parked.update({p.seq: p.error for p in settlement.parked})
+        for seq in settlement.acknowledged:
+            del self.entries[seq]
+        self.conflicts += settlement.conflicts
+        self.events += [settlement.event] if settlement.event else []
+        self._mark(parked_ids, "failed")
+        if self.rows is not None:
+            self._settle_rows(self.rows, settlement)
+
+    def _settle_rows(self, rows: dict[str, Row], settlement: Settlement) -> None:
+        for held in settlement.rebased:
+            if rows[held.memory_id].version <= held.version:
+                row = replace(rows[held.memory_id], version=held.version + 1, confirmed=held.version, status="pending")
+                rows[held.memory_id] = row
+                self.capture(held.memory_id, "update")
+        for memory in settlement.pulled:
+            rows[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
+        for stamp in settlement.stamps:
+            row = rows.get(stamp.memory_id, Row(Properties(*[None] * 9), 0))
+            if row.version >= stamp.captured:
+                status = "synced" if row.version == stamp.captured else row.status
+                version = max(row.version, stamp.version)
+                rows[stamp.memory_id] = replace(row, version=version, status=status, confirmed=stamp.version)
+
+    # --- Installation
+
+    async def missing_steps(self) -> tuple[list[InstallStep], bool]:
+        """One step, where capture is not installed."""
+        self._check()
+        return ([] if self.captured and self.bookkeeping else [InstallStep("install", "")]), self.rows is not None
+
+    async def install(self) -> tuple[list[InstallStep], bool]:
+        """Put back what is missing."""
+        steps = await self.missing_steps()
+        self.rows = self.rows if self.rows is not None else {}
+        self.captured = self.bookkeeping = True
+        return steps
+
+    async def identity(self) -> StoreIdentity:
+        """Which store this is."""
+        return self.identity_
+
+    async def initialised(self) -> bool:
+        """Whether the bookkeeping is there."""
+        self._check()
+        return self.bookkeeping
+
+    async def table_present(self) -> bool:
+        """Whether the table is there."""
+        self._check()
+        return self.rows is not None
+
+    async def capture_installed(self) -> bool:
+        """Whether changes are captured."""
+        self._check()
+        return self.rows is not None and self.captured and self.bookkeeping
+
+    async def backfill_once(self, limit: int) -> int:
+        """Queue rows that wait and have no entry."""
+        queued = {e.memory_id for e in self.entries.values()}
+        missed = [i for i, row in sorted(self.table.items()) if row.status != "synced" and i not in queued][:limit]
+        for memory_id in missed:
+            self.capture(memory_id, "create")
+        return len(missed)
+
+    async def definition(self) -> str | None:
+        """The shape, where there is a table."""
+        return self.shape if self.rows is not None else None
+
+    # --- Restorer
+
+    async def ensure_schema(self, definition: str | None) -> bool:
+        """Make what is missing."""
+        self._check()
+        created = self.rows is None
+        self.shape = definition if created and definition else self.shape
+        await self.install()
+        return created
+
+    async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
+        """One page."""
+        yield [
+            Digest(i, row.version, row.content_hash, False)
+            for i, row in sorted((self.rows or {}).items())
+            if not scope.memory_ids or i in scope.memory_ids
+        ]
+
+    async def restore(self, memories: Sequence[RemoteMemory]) -> PageResult:
+        """Insert what is not there; `refusing` are ids that the table refuses."""
+        self._check()
+        missing = [m for m in memories if m.id not in self.table]
+        good = [m for m in missing if m.id not in self.refusing]
+        for memory in good:
+            self.table[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
+        mismatched = [m.id for m in good if self.table[m.id].content_hash != m.content_hash]
+        refused = [(m.id, "the table refuses it") for m in missing if m.id in self.refusing]
+        return PageResult(len(good), len(good) - len(mismatched), len(memories) - len(missing), refused, mismatched)
+
+    async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
+        """Keep them."""
+        self.context += [*sessions, *projects]
+
+    async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
+        """Keep both."""
+        self.reports.append(report)
+        self.events.append(event)
+
+
+@dataclass
+class MemoryClaim:
+    """Implements `Claim`."""
+
+    local: MemoryLocal
+    identity: StoreIdentity
+    entries: Sequence[QueueEntry]
+    settlement: Settlement | None = None
+
+    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion]:
+        """Those that are there."""
+        rows = self.local.rows or {}
+        return {
+            i: LiveVersion(rows[i].version, (rows[i].properties.content or "")[:100]) for i in memory_ids if i in rows
+        }
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Takes hold when the claim is left."""
+        if isinstance(self.local.failure, Unavailable):
+            raise self.local.failure
+        self.settlement = settlement
