@@ -1,0 +1,75 @@
+"""What the benchmarks share: a fresh local store, a Neo4j to itself, and clients that are not the program's."""
+
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from neo4j import AsyncDriver, AsyncGraphDatabase
+
+from tests.benchmarks.rows import Row
+from tests.services import postgres
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The servers of a run.
+
+    Attributes:
+        template: A database that is an empty local store, to be copied.
+    """
+
+    template: str
+    neo4j_uri: str
+    say: Callable[[str], None]
+
+    @asynccontextmanager
+    async def local(self) -> AsyncIterator[str]:
+        """A fresh local store with an identity of its own, by its URL."""
+        async with postgres.copy_of(self.template) as url:
+            await postgres.execute(url, postgres.NEW_IDENTITY)
+            yield url
+
+    @asynccontextmanager
+    async def bare_neo4j(self) -> AsyncIterator[AsyncDriver]:
+        """The driver as such."""
+        async with AsyncGraphDatabase.driver(self.neo4j_uri) as driver:
+            await driver.verify_connectivity()
+            yield driver
+
+
+@asynccontextmanager
+async def bare_postgres(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """The driver as such, one connection."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def copy_rows(url: str, table: str, given: Sequence[Row]) -> None:
+    """Write rows by COPY, as any client may."""
+    async with bare_postgres(url) as connection:
+        await connection.copy_records_to_table(table, records=given, columns=Row._fields)
+
+
+async def one_value(driver: AsyncDriver, query: str, **parameters: Any) -> Any:  # noqa: ANN401 - what the query returns
+    """The one value that a query returns, in a transaction of its own."""
+    async with driver.session(database="neo4j") as session:
+        return await (await session.run(query, parameters)).value()
+
+
+async def seconds(work: Callable[[], Awaitable[object]]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    await work()
+    return time.perf_counter() - started
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    """The value that `share` percent of them do not exceed."""
+    return statistics.quantiles(values, n=100, method="inclusive")[share - 1]
