@@ -3,6 +3,7 @@
 Nothing is connected before it is needed, and no service has to be there: the runtime opens at once (P9, P10).
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -58,6 +59,7 @@ OnEmbedded = Callable[[Progress], None]
 
 DISTRIBUTION = "dionysus-sync-mcp"
 EMBEDDED_RETRY_SECONDS = 30.0
+FIND_SECONDS = 0.7  # well under the 2 s in which a tool answers
 CLOSE_SECONDS = 2.0
 
 
@@ -71,14 +73,15 @@ class Address:
 
     Args:
         url: From the settings.
-        patient: Whether a caller waits for the embedded service, or is told at once how far it is.
+        patient: Whether a caller waits for the embedded service, or is told how far it is.
     """
 
     def __init__(self, url: str, service: Service, *, patient: bool) -> None:
         self.service = service
         self.embedded = url == EMBEDDED
         self._url = None if self.embedded else url
-        self._patient = patient
+        # An embedded service that runs already is found within this time: the first call need not be refused.
+        self._patient_until = math.inf if patient else anyio.current_time() + FIND_SECONDS
         self._message = "it is about to be started"
         self._error: EmbeddedError | None = None
         self._decided = anyio.Event()
@@ -90,8 +93,9 @@ class Address:
             Starting: The embedded service is still being fetched or started.
             EmbeddedError: It could not be.
         """
-        if self._patient and self.embedded:
-            await self._decided.wait()
+        if self.embedded:
+            with anyio.CancelScope(deadline=self._patient_until):
+                await self._decided.wait()
         if self._url is not None:
             return self._url
         if self._error is not None:
