@@ -192,9 +192,17 @@ WITH sent AS (
 )
 UPDATE memories
 SET synced_version = free.version, synced_at = clock_timestamp(), remote_id = memories.id::text,
-    sync_version = greatest(memories.sync_version, free.version),
+    sync_version = memories.sync_version + greatest(free.version - free.captured, 0),
     sync_status = CASE WHEN memories.sync_version = free.captured THEN 'synced' ELSE memories.sync_status END
 FROM free WHERE memories.id = free.id
+
+-- count_on --
+-- Parameters as of `stamp`. A push that has carried on the count of a row that was inserted again carries it on for the
+-- changes that were captured after it too: a delete among them would seem older than what the remote holds.
+UPDATE dionysus_sync.sync_queue AS entry
+SET sync_version = entry.sync_version + sent.version - sent.captured, base_version = sent.version
+FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS sent (id, version, captured)
+WHERE entry.memory_id = sent.id AND sent.version > sent.captured AND entry.parked_at IS NULL
 
 -- mark_status --
 -- $1 ids, $2 the sync_status of their rows; rows that somebody holds are left as they are.

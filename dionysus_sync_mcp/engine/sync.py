@@ -144,4 +144,6 @@ def _verdict(tally: _Tally, remaining: int | None) -> tuple[Literal["success", "
         return "partial", "Some changes were refused and are parked; call get_sync_status to see why."
     if remaining != 0 and not tally.in_time:
         return "partial", "Time ran out; the rest is pushed in the background. Call get_sync_status to follow it."
+    if remaining:
+        return "success", "Every change that was there is in the remote store; newer ones are on their way."
     return "success", "Nothing to do: every change is in the remote store."

@@ -238,6 +238,21 @@ async def test_a_row_whose_count_the_push_has_carried_on_gets_that_number(bench:
     assert await bench.row(1) == Row("a", "synced", 3, 3)
 
 
+@pytest.mark.promise("P1")
+async def test_changes_captured_meanwhile_are_counted_on_too(bench: Bench) -> None:
+    """Otherwise a delete among them would be older than what the remote holds, and be lost."""
+    for number in (1, 2):
+        await bench.write(number, "a")
+    entries = await claimed(bench)
+    await bench.write(1, "b")
+    await bench.delete(2)
+    stamps = [Stamp(str(uid(n)), 9, 1) for n in (1, 2)]
+    await settled(bench, Settlement([e.seq for e in entries], stamps))
+    assert told(await claimed(bench)) == [("update", 10, "b"), ("delete", 10, "a")]
+    assert {e.base_version for e in await claimed(bench)} == {9}
+    assert await bench.row(1) == Row("b", "pending", 10, 9)
+
+
 async def test_a_row_older_than_what_was_sent_is_not_stamped(bench: Bench) -> None:
     """Its table was recovered meanwhile: a stamp would call the old content new."""
     await bench.write(1, "a")

@@ -17,6 +17,7 @@ from dionysus_sync_mcp.engine.ports import (
     QueueEntry,
     Scope,
     Settlement,
+    Stamp,
     StoreIdentity,
     SyncEvent,
 )
@@ -158,8 +159,17 @@ class MemoryLocal:
         self.conflicts += settlement.conflicts
         self.events += [settlement.event] if settlement.event else []
         self._mark(parked_ids, "failed")
+        for stamp in settlement.stamps:
+            self._count_on(stamp)
         if self.rows is not None:
             self._settle_rows(self.rows, settlement)
+
+    def _count_on(self, stamp: Stamp) -> None:
+        further = stamp.version - stamp.captured
+        for seq, entry in self.entries.items():
+            if further > 0 and entry.version and entry.memory_id == stamp.memory_id and seq not in self.parked:
+                version = replace(entry.version, number=entry.version.number + further)
+                self.entries[seq] = replace(entry, version=version, base_version=stamp.version)
 
     def _settle_rows(self, rows: dict[str, Row], settlement: Settlement) -> None:
         for held in settlement.rebased:
@@ -170,11 +180,11 @@ class MemoryLocal:
         for memory in settlement.pulled:
             rows[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
         for stamp in settlement.stamps:
-            row = rows.get(stamp.memory_id, Row(Properties(*[None] * 9), 0))
-            if row.version >= stamp.captured:
-                status = "synced" if row.version == stamp.captured else row.status
-                version = max(row.version, stamp.version)
-                rows[stamp.memory_id] = replace(row, version=version, status=status, confirmed=stamp.version)
+            found = rows.get(stamp.memory_id)
+            if found is not None and found.version >= stamp.captured:
+                status = "synced" if found.version == stamp.captured else found.status
+                version = found.version + max(stamp.version - stamp.captured, 0)
+                rows[stamp.memory_id] = replace(found, version=version, status=status, confirmed=stamp.version)
 
     # --- Installation
 

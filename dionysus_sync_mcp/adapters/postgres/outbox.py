@@ -139,15 +139,13 @@ class PostgresClaim:
     async def _stamp(self, stamps: Sequence[Stamp], failed: Sequence[str | None]) -> None:
         """The stamps on the user's rows come last: their locks are held for an instant only."""
         execute, sql = self._connection.execute, self._sql
+        columns = [s.memory_id for s in stamps], [s.version for s in stamps], [s.captured for s in stamps]
+        if any(s.version > s.captured for s in stamps):
+            await execute(sql["count_on"], *columns)
         with _despite_the_table():
             async with self._connection.transaction():
                 await execute(sql["mark_status"], failed, "failed")
-                await execute(
-                    sql["stamp"],
-                    [s.memory_id for s in stamps],
-                    [s.version for s in stamps],
-                    [s.captured for s in stamps],
-                )
+                await execute(sql["stamp"], *columns)
 
     async def _note_conflicts(self, conflicts: Sequence[Conflict]) -> None:
         if not conflicts:

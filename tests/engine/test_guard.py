@@ -1,0 +1,85 @@
+"""Guard on an in-memory local store."""
+
+import pytest
+
+from dionysus_sync_mcp.domain.errors import Unavailable
+from dionysus_sync_mcp.engine.guard import BACKFILL_PAGE, Guard, GuardResult
+from tests.engine.memory_local import MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
+
+PROTECTED = GuardResult(protected=True)
+
+
+def guard(local: MemoryLocal, *, may_initialise: bool = False) -> Guard:
+    """Of that store."""
+    return Guard(local, MemoryRemote(), may_initialise=may_initialise)
+
+
+async def test_a_database_of_the_users_is_not_touched_unasked() -> None:
+    """Without our bookkeeping it is left alone, unless it is our own."""
+    local = MemoryLocal(bookkeeping=False, captured=False)
+    assert await guard(local).guard_once() == GuardResult(protected=False)
+    assert not local.bookkeeping
+    assert (await guard(local, may_initialise=True).guard_once()).installed
+    assert local.bookkeeping
+
+
+@pytest.mark.promise("P1")
+async def test_bookkeeping_that_is_removed_while_we_look_is_put_back() -> None:
+    """Who was protected stays protected."""
+    local = MemoryLocal()
+    keeper = guard(local)
+    assert await keeper.guard_once() == PROTECTED
+    local.bookkeeping = local.captured = False
+    local.write("a", "written meanwhile")
+    assert await keeper.guard_once() == GuardResult(protected=True, installed=True, backfilled=1)
+
+
+@pytest.mark.promise("P7")
+async def test_a_lost_table_is_left_for_a_recovery() -> None:
+    """An empty one made unasked would look like a healthy store."""
+    local = MemoryLocal(rows=None)
+    assert await guard(local).guard_once() == GuardResult(protected=False)
+    assert local.rows is None
+
+
+@pytest.mark.promise("P1")
+async def test_rows_that_were_missed_are_queued_in_pages() -> None:
+    """At the first look, and after each time that capture had to be put back; not at every look."""
+    local = MemoryLocal(captured=False)
+    for number in range(BACKFILL_PAGE + 5):
+        local.write(str(number), "c")
+    keeper = guard(local)
+    assert await keeper.guard_once() == GuardResult(protected=True, installed=True, backfilled=BACKFILL_PAGE + 5)
+    assert await keeper.guard_once() == PROTECTED
+    local.captured = False
+    local.write("missed", "c")
+    assert (await keeper.guard_once()).backfilled == 1
+
+
+async def test_the_definition_is_noted_when_it_changes() -> None:
+    """Not while there is no table, not again while it is the same, not of a table that is not captured."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    keeper = Guard(local, remote, may_initialise=False)
+    assert [await keeper.note_definition_once() for _ in range(2)] == [True, False]
+    local.shape = "another shape"
+    local.captured = False
+    assert not await keeper.note_definition_once()
+    local.captured = True
+    assert await keeper.note_definition_once()
+    local.rows = None
+    assert not await keeper.note_definition_once()
+    assert remote.noted_definition == "another shape"
+
+
+async def test_a_definition_that_could_not_be_noted_is_noted_later() -> None:
+    """The remote store was away."""
+
+    class Away(MemoryRemote):
+        async def note_definition(self, *_: object) -> None:
+            raise Unavailable("away")
+
+    keeper = Guard(MemoryLocal(), Away(), may_initialise=False)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await keeper.note_definition_once()

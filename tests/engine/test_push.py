@@ -1,0 +1,201 @@
+"""Push on in-memory stores: what is refused, what is lost, what is rebased."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, Refused, Unavailable
+from dionysus_sync_mcp.engine.ports import QueueEntry, RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.push import Pusher, PushResult
+from tests.engine.memory_local import START, MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
+
+CHANGES = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["write", "delete"]), st.booleans()), max_size=25)
+
+
+class ChoosyRemote(MemoryRemote):
+    """Refuses batches with poison in them."""
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Hand on, or refuse."""
+        if any(v.properties.content == "poison" for c in batch.changes for v in (*c.older, c.newest)):
+            raise Refused("it is poison")
+        return await super().write(batch)
+
+
+def pusher(local: MemoryLocal, remote: MemoryRemote, rows: int = 100) -> Pusher:
+    """On these stores."""
+    return Pusher(local, remote, remote, rows=rows)
+
+
+async def drain(local: MemoryLocal, remote: MemoryRemote, rows: int = 100) -> PushResult:
+    """Push until nothing is left."""
+    result, engine = PushResult(), pusher(local, remote, rows)
+    while (step := await engine.push_once()).pushed or step.parked:
+        result = result.plus(step)
+    return result
+
+
+def is_whole(local: MemoryLocal, remote: MemoryRemote) -> bool:
+    """Whether the remote holds what the table has, and nothing else alive."""
+    live = {i: n.memory for i, n in remote.nodes.items() if n.memory.deleted_at is None}
+    return {i: (r.content_hash, r.version, "synced") for i, r in local.table.items()} == {
+        i: (m.content_hash, m.version, local.table[i].status) for i, m in live.items() if i in local.table
+    } and live.keys() == local.table.keys()
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P3")
+@given(changes=CHANGES, rows=st.integers(1, 5))
+async def test_whatever_the_user_does_the_remote_ends_up_with_it(
+    changes: list[tuple[str, str, bool]], rows: int
+) -> None:
+    """Any order of inserts, updates and deletes, pushed now and then in batches of any size; no version ever falls."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    highest: dict[str, int] = {}
+    for number, (name, what, push_now) in enumerate(changes):
+        if what == "write":
+            local.write(name, f"content {number}")
+        elif name in local.table:
+            local.delete(name)
+        if push_now:
+            await drain(local, remote, rows)
+        assert all(node.memory.version >= highest.get(i, 0) for i, node in remote.nodes.items())
+        highest = {i: node.memory.version for i, node in remote.nodes.items()}
+    await drain(local, remote, rows)
+    assert is_whole(local, remote)
+    assert not local.entries
+
+
+@pytest.mark.promise("P2")
+async def test_a_batch_that_was_not_acknowledged_is_sent_again_without_change() -> None:
+    """The remote has committed, the acknowledgement is lost."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    local.write("a", "2")
+    local.delete("a")
+    entries, rows = dict(local.entries), dict(local.table)
+    await drain(local, remote)
+    nodes, history = dict(remote.nodes), dict(remote.history)
+    local.entries, local.rows = entries, rows
+    assert (await drain(local, remote)).outcomes == {"unchanged": 1}
+    assert (remote.nodes, remote.history) == (nodes, history)
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), AccessRefused("wrong password")])
+@pytest.mark.promise("P1")
+async def test_an_outage_parks_nothing(error: DionysusError) -> None:
+    """The entries stay as they were."""
+    local, remote = MemoryLocal(), MemoryRemote(failure=error)
+    local.write("a", "1")
+    with pytest.raises(type(error)):
+        await pusher(local, remote).push_once()
+    assert (len(local.entries), local.parked, local.events, local.pushing) == (1, {}, [], False)
+    remote.failure = None
+    assert (await drain(local, remote)).pushed == 1
+
+
+async def test_an_outage_is_noted_with_what_waits() -> None:
+    """The rows say queued; the audit says why."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    await pusher(local, remote).note_outage(Unavailable("the remote store is away"))
+    assert local.table["a"].status == "queued"
+    assert [(e.result, e.memory_ids, e.error_message) for e in local.events] == [
+        ("queued", ["a"], "the remote store is away.")
+    ]
+
+
+@pytest.mark.promise("P1")
+@given(poison=st.sets(st.integers(0, 14)))
+async def test_exactly_the_refused_rows_are_parked(poison: set[int]) -> None:
+    """Wherever they stand in the batch; all others go through."""
+    local, remote = MemoryLocal(), ChoosyRemote()
+    for number in range(15):
+        local.write(f"{number:02}", "poison" if number in poison else "good")
+    await drain(local, remote)
+    assert {int(local.entries[seq].memory_id or "") for seq in local.parked} == poison
+    assert len(remote.nodes) == 15 - len(poison)
+    assert {i for i, row in local.table.items() if row.status == "failed"} == {f"{n:02}" for n in poison}
+
+
+@pytest.mark.promise("P1")
+async def test_of_one_memory_only_what_came_before_the_newest_is_parked() -> None:
+    """A good state supersedes a poison one; a poison one takes its elders with it, so that nothing is out of order."""
+    local, remote = MemoryLocal(), ChoosyRemote()
+    for content in ("good", "poison", "good again"):
+        local.write("superseded", content)
+    for content in ("good", "poison"):
+        local.write("spoiled", content)
+    await drain(local, remote)
+    assert remote.nodes["superseded"].memory.content == "good again"
+    assert "spoiled" not in remote.nodes
+    assert sorted(local.entries) == sorted(local.parked) == [1, 2, 4, 5]
+
+
+async def test_an_entry_that_cannot_be_read_is_parked() -> None:
+    """Its reason is kept, and the others go through."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.enqueue(QueueEntry(0, "memory", "update", START, "broken", broken="cannot be read"))
+    local.write("a", "1")
+    result = await pusher(local, remote).push_once()
+    assert (result.pushed, result.parked, local.parked) == (1, 1, {1: "cannot be read"})
+    assert [e.result for e in local.events] == ["partial"]
+
+
+async def test_sessions_projects_and_references_travel_in_their_last_state() -> None:
+    """A deleted reference says so; a deleted session or project stays in the remote."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for name in ("a", "b"):
+        local.write(name, "1")
+    time = START.isoformat()
+    project = {"id": "p", "name": "p", "description": None, "created_at": time}
+    link = {"source_id": "a", "target_id": "b", "context": "c", "created_at": time}
+    local.enqueue(QueueEntry(0, "project", "create", START, payload=project))
+    local.enqueue(QueueEntry(0, "project", "update", START, payload={**project, "name": "renamed"}))
+    local.enqueue(QueueEntry(0, "project", "delete", START, payload={**project, "name": "deleted"}))
+    local.enqueue(QueueEntry(0, "reference", "create", START, payload=link))
+    local.enqueue(QueueEntry(0, "reference", "delete", START, payload=link))
+    assert (await drain(local, remote)).pushed == 7
+    assert remote.project_rows["p"]["name"] == "renamed"
+    assert [r["deleted"] for r in remote.references.values()] == [True]
+    assert not local.entries
+
+
+async def test_while_someone_else_pushes_nothing_is_done() -> None:
+    """And nothing is waited for."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    local.pushing = True
+    assert await pusher(local, remote).push_once() == PushResult(busy=True)
+    assert not remote.nodes
+
+
+@pytest.mark.promise("P8")
+async def test_a_conflict_is_on_record_on_both_sides() -> None:
+    """Two stores change one memory: the loser stands in the history, both contents in the audit, and both agree."""
+    remote, one, other = MemoryRemote(), MemoryLocal(), MemoryLocal()
+    other.identity_ = other.identity_.__class__("another store", "epoch")
+    one.write("a", "base")
+    await drain(one, remote)
+    other.rows = dict(one.table)
+    other.write("a", "the other's")
+    await drain(other, remote)
+    one.write("a", "ours, once")
+    one.write("a", "ours, twice")
+    assert (await drain(one, remote)).outcomes == {"conflict_won": 1}
+    assert [(c.winner, c.local_content, c.remote_content) for c in one.conflicts] == [
+        ("local", "ours, twice", "the other's")
+    ]
+    assert {v.properties.content for v in remote.history.values()} == {
+        "base",
+        "the other's",
+        "ours, once",
+        "ours, twice",
+    }
+
+
+def test_results_add_up() -> None:
+    """For a drain that takes several steps."""
+    first = PushResult(2, 1, {"created": 2}, busy=True)
+    assert first.plus(PushResult(3, 0, {"created": 1, "updated": 2})) == PushResult(5, 1, {"created": 3, "updated": 2})

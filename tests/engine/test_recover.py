@@ -1,0 +1,153 @@
+"""Recovery on in-memory stores: what is planned, what is done, what is reported."""
+
+from datetime import timedelta
+
+import pytest
+
+from dionysus_sync_mcp.domain.errors import InputError, Unavailable
+from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.recover import LIFETIME, NAMED_FAULTS, PAGE, Recoverer
+from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport
+from tests.engine.memory_local import START, MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
+from tests.engine.test_push import drain
+
+EVERYTHING = Scope()
+
+
+class World:
+    """Both stores, a number of memories on both sides, and a recoverer."""
+
+    def __init__(self, local: MemoryLocal, remote: MemoryRemote) -> None:
+        self.local = local
+        self.remote = remote
+        self.recoverer = Recoverer(remote, local, local, Pusher(local, remote, remote))
+
+    async def plan(self, *, include_deleted: bool = False) -> RecoveryPlan:
+        """Of everything."""
+        return await self.recoverer.plan(EVERYTHING, START, include_deleted=include_deleted)
+
+    async def recover(self) -> RecoveryReport:
+        """Plan and run."""
+        return await self.recoverer.run((await self.plan()).plan_id, START)
+
+
+async def world(memories: int) -> World:
+    """A local store and a remote one that agree."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(memories):
+        local.write(f"{number:06}", f"content {number}")
+    await drain(local, remote)
+    return World(local, remote)
+
+
+@pytest.mark.promise("P6")
+async def test_a_lost_table_comes_back_over_several_pages() -> None:
+    """With the noted definition; a second run finds nothing to do."""
+    stores = await world(PAGE + 10)
+    before = dict(stores.local.table)
+    await stores.remote.note_definition(stores.local.identity_, "the noted shape")
+    stores.local.rows = None
+    plan = await stores.plan()
+    assert (plan.table_missing, plan.will_restore, stores.local.rows) == (True, PAGE + 10, None)
+    report = await stores.recoverer.run(plan.plan_id, START)
+    assert (report.complete, report.verified, stores.local.shape) == (True, PAGE + 10, "the noted shape")
+    assert stores.local.table == before
+    assert (await stores.recover()).planned == 0
+
+
+async def test_every_class_is_counted_and_exemplified() -> None:
+    """What is here and not there, too; no examples of what is the same."""
+    stores = await world(6)
+    local, remote = stores.local, stores.remote
+    local.delete("000000")
+    await drain(local, remote)
+    local.captured = False
+    del local.table["000001"]
+    local.write("000002", "newer here")
+    local.table["000003"] = local.table["000004"]
+    local.write("only here", "c")
+    held = remote.nodes["000005"]
+    held.memory = held.memory._replace(version=9)
+    plan = await stores.plan()
+    assert plan.counts == {
+        "deleted": 1, "missing_here": 1, "newer_here": 1, "conflicting": 1, "identical": 1, "older_here": 1,
+        "only_here": 1, "invalid": 0,
+    }  # fmt: skip
+    assert "identical" not in plan.examples
+    assert [e.memory_id for e in plan.examples["missing_here"]] == ["000001"]
+    assert len(plan.warnings) == 2
+
+
+async def test_a_plan_can_be_run_once_within_its_time() -> None:
+    """By its id only."""
+    stores = await world(1)
+    plan = await stores.plan()
+    assert plan.expires_at == START + LIFETIME
+    with pytest.raises(InputError, match="nothing was changed"):
+        await stores.recoverer.run(plan.plan_id, START + LIFETIME)
+    plan = await stores.plan()
+    await stores.recoverer.run(plan.plan_id, START + LIFETIME - timedelta(seconds=1))
+    for plan_id in (plan.plan_id, ""):
+        with pytest.raises(InputError):
+            await stores.recoverer.run(plan_id, START)
+
+
+@pytest.mark.promise("P6")
+async def test_a_shortfall_is_never_called_complete() -> None:
+    """Rows that the table refuses, or that do not come back as they were, are named and counted."""
+    stores = await world(NAMED_FAULTS + 10)
+    stores.local.rows = {}
+    stores.local.refusing = {f"{n:06}" for n in range(NAMED_FAULTS + 5)}
+    held = stores.remote.nodes["000029"]
+    held.memory = held.memory._replace(content_hash="of something else")
+    report = await stores.recover()
+    assert (report.complete, report.planned, report.verified) == (False, NAMED_FAULTS + 10, 4)
+    assert (report.refused_count, len(report.refused)) == (NAMED_FAULTS + 6, NAMED_FAULTS)
+    assert stores.local.events[-1].result == "partial"
+    assert stores.local.reports[-1]["complete"] is False
+
+
+@pytest.mark.promise("P1")
+async def test_what_waits_is_pushed_before_anything_is_compared() -> None:
+    """A queued delete was meant, a queued change is the newest there is."""
+    stores = await world(2)
+    stores.local.delete("000000")
+    stores.local.write("000001", "newest")
+    stores.local.rows = None
+    assert (await stores.recover()).complete
+    assert {i: r.properties.content for i, r in stores.local.table.items()} == {"000001": "newest"}
+
+
+async def test_a_queue_that_cannot_be_pushed_does_not_stop_a_plan() -> None:
+    """The remote takes no writes now; its memories can still be brought back."""
+    stores = await world(3)
+    stores.local.write("000000", "cannot be pushed")
+    stores.remote.failure = Unavailable("takes no writes")
+    stores.local.rows = {}
+    assert (await stores.recover()).complete
+    assert len(stores.local.table) == 3
+
+
+async def test_a_remote_that_goes_away_is_said_in_our_words() -> None:
+    """Not as a group of errors."""
+    stores = await world(3)
+    plan = await stores.plan()
+    stores.local.failure = Unavailable("away")
+    with pytest.raises(Unavailable):
+        await stores.recoverer.run(plan.plan_id, START)
+
+
+async def test_progress_is_told() -> None:
+    """While comparing and while restoring."""
+    stores = await world(3)
+    stores.local.rows = {}
+    told: list[tuple[int, int | None]] = []
+
+    async def note(done: int, total: int | None, _message: str) -> None:
+        told.append((done, total))
+
+    plan = await stores.recoverer.plan(EVERYTHING, START, on_progress=note)
+    await stores.recoverer.run(plan.plan_id, START, on_progress=note)
+    assert told == [(3, None), (3, 3)]
