@@ -1,0 +1,166 @@
+"""Sync on demand, on in-memory stores."""
+
+import anyio
+import pytest
+
+from dionysus_sync_mcp.domain.errors import AccessRefused, Refused, Unavailable
+from dionysus_sync_mcp.engine.ports import Health, RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.sync import Syncer
+from tests.engine.memory_local import MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
+from tests.engine.test_embed import Model
+
+
+class Looked:
+    """A service with the health that a test gives it."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def health(self, timeout: float) -> Health:
+        """As given, after no time at all."""
+        assert timeout > 0
+        return self._health
+
+
+UP = Looked(Health("postgresql"))
+AWAY = Looked(Health("neo4j", error="connection refused", hint="Start it."))
+
+
+def syncer(local: MemoryLocal, remote: MemoryRemote, *services: Looked, model: Model | None = None) -> Syncer:
+    """On these stores, in batches of two."""
+    return Syncer(services or (UP,), Pusher(local, remote, remote, rows=2), local, remote, model or Model())
+
+
+async def test_everything_is_pushed_and_embedded() -> None:
+    """In as many steps as it takes, and each is told."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(5):
+        local.write(str(number), f"text {number}")
+    told: list[str] = []
+
+    async def note(_done: int, _total: int | None, message: str) -> None:
+        told.append(message)
+
+    report = await syncer(local, remote).sync(on_progress=note)
+    assert (report.result, report.pushed, report.embedded, report.remaining) == ("success", 5, 5, 0)
+    assert (report.outcomes, report.without_vector, report.warnings) == ({"created": 5}, 0, [])
+    assert told == ["2 changes pushed", "4 changes pushed", "5 changes pushed", "5 memories embedded"]
+    again = await syncer(local, remote).sync()
+    assert (again.result, again.pushed, again.embedded) == ("success", 0, 0)
+
+
+@pytest.mark.promise("P9")
+async def test_a_store_that_is_away_is_said_at_once() -> None:
+    """Nothing is tried, everything waits."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    report = await syncer(local, remote, UP, AWAY).sync()
+    assert (report.result, report.remaining, report.without_vector) == ("queued", 1, None)
+    assert report.warnings == ["neo4j is away: connection refused. Start it."]
+    assert not remote.nodes
+
+
+@pytest.mark.promise("P9")
+async def test_a_store_that_goes_away_meanwhile_is_said_too() -> None:
+    """What was pushed counts, the rest waits."""
+    local, remote = MemoryLocal(), MemoryRemote()
+
+    class Fading(MemoryRemote):
+        async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+            if self.nodes:
+                raise Unavailable("went away")
+            return await super().write(batch)
+
+    remote = Fading()
+    for number in range(5):
+        local.write(str(number), "c")
+    report = await syncer(local, remote).sync()
+    assert (report.result, report.pushed, report.remaining, report.embedded) == ("queued", 2, 3, 0)
+
+
+async def test_without_an_embedder_memories_are_safe() -> None:
+    """The push is a success; the warning says what is missing."""
+    local, remote, model = MemoryLocal(), MemoryRemote(), Model()
+    local.write("a", "1")
+    model.away = Unavailable("Ollama is away")
+    report = await syncer(local, remote, model=model).sync()
+    assert (report.result, report.without_vector) == ("success", 1)
+    assert report.warnings == ["Memories are safe, but not all have their vector yet. Ollama is away."]
+    assert (await syncer(local, remote).sync(embed=False)).embedded == 0
+
+
+@pytest.mark.parametrize(("good", "result"), [(0, "failed"), (1, "partial")])
+async def test_refused_changes_are_never_a_success(good: int, result: str) -> None:
+    """All of them refused, or some."""
+    local = MemoryLocal()
+
+    class Choosy(MemoryRemote):
+        async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+            if any(c.newest.properties.content == "poison" for c in batch.changes):
+                raise Refused("it is poison")
+            return await super().write(batch)
+
+    local.write("bad", "poison")
+    for number in range(good):
+        local.write(str(number), "good")
+    report = await syncer(local, Choosy()).sync()
+    assert (report.result, report.parked, report.pushed) == (result, 1, good)
+
+
+async def test_a_person_has_to_act_is_raised() -> None:
+    """A wrong password is not an outage that ends by itself."""
+    local, remote = MemoryLocal(), MemoryRemote(failure=AccessRefused("wrong password"))
+    local.write("a", "1")
+    with pytest.raises(AccessRefused):
+        await syncer(local, remote).sync()
+
+
+async def test_time_that_runs_out_is_said() -> None:
+    """What was pushed by then counts."""
+    local = MemoryLocal()
+
+    class Hanging(MemoryRemote):
+        async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+            if self.nodes:
+                await anyio.sleep_forever()
+            return await super().write(batch)
+
+    for number in range(4):
+        local.write(str(number), "c")
+    report = await syncer(local, Hanging()).sync(timeout=0.05)
+    assert (report.result, report.pushed, report.remaining) == ("partial", 2, 2)
+    assert "Time ran out" in report.next_step
+
+
+async def test_while_another_process_pushes_it_waits_for_that() -> None:
+    """And is done when the queue is empty, whoever emptied it."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    local.pushing = True
+
+    async def the_other() -> None:
+        local.entries.clear()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(the_other)
+        with anyio.fail_after(5):
+            report = await syncer(local, remote).sync()
+    assert (report.result, report.pushed, report.remaining) == ("success", 0, 0)
+
+
+async def test_changes_that_come_meanwhile_are_not_called_pushed() -> None:
+    """The drain was whole; what came after it is said to be on its way."""
+    local, remote = MemoryLocal(), MemoryRemote()
+
+    class Late(Model):
+        async def embed_documents(self, texts: object) -> list[list[float]]:
+            local.write("late", "2")
+            assert texts
+            return [[1.0, 0.0, 0.0]]
+
+    local.write("a", "1")
+    report = await syncer(local, remote, model=Late()).sync()
+    assert (report.result, report.remaining) == ("success", 1)
+    assert "newer ones are on their way" in report.next_step

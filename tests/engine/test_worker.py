@@ -1,0 +1,163 @@
+"""The background loops, one step at a time."""
+
+import logging
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    NotAdoptable,
+    SchemaMismatch,
+    Starting,
+    Unavailable,
+)
+from dionysus_sync_mcp.engine.guard import Guard
+from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.worker import PREPARING_SECONDS, Loop, Worker
+from tests.engine.memory_local import MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
+from tests.engine.test_embed import Model
+from tests.services.waiting import until
+
+POLL = 0.01
+
+
+def worker(local: MemoryLocal, remote: MemoryRemote) -> Worker:
+    """On these stores."""
+    guard = Guard(local, remote, may_initialise=False)
+    return Worker(Pusher(local, remote, remote), local, guard, remote, Model(), poll=POLL, save_session=None)
+
+
+class Step:
+    """Fails as told, then works."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.calls = 0
+
+    async def __call__(self) -> float:
+        """One step."""
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return 7.0
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Let the loops run until something is so."""
+
+    async def asked() -> bool:
+        return condition()
+
+    await until(asked, what="it becomes so", seconds=5)
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("failure", [Unavailable("away"), NotAdoptable("a view"), RuntimeError("a bug"), KeyError("k")])
+async def test_nothing_that_goes_wrong_ends_a_loop(failure: Exception) -> None:
+    """It is kept for the status until a step works again."""
+    loop = Loop("test", Step(failure))
+    assert 0 <= await loop.run_once() <= 0.25
+    assert (loop.attempts, loop.error, loop.failing_since is not None) == (1, str(failure), True)
+    assert await loop.run_once() == 7.0
+    assert (loop.attempts, loop.error, loop.failing_since, loop.next_try_at) == (0, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("failure", "longest_first"), [(Unavailable("away"), 0.25), (AccessRefused("wrong password"), 8.0)]
+)
+async def test_waits_grow(failure: DionysusError, longest_first: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage is probed soon; a wrong password is not tried in a tight loop."""
+    monkeypatch.setattr("random.random", lambda: 0.999)
+    loop = Loop("test", Step(*[failure] * 20))
+    waits = [await loop.run_once() for _ in range(20)]
+    assert waits[0] == pytest.approx(longest_first, rel=0.01)
+    assert waits == sorted(waits)
+    assert max(waits) < 60
+
+
+@pytest.mark.parametrize("failure", [SchemaMismatch("not installed"), Starting("being fetched")])
+async def test_what_is_being_made_ready_is_looked_at_again_soon(failure: DionysusError) -> None:
+    """Waiting longer would spare nothing."""
+    loop = Loop("test", Step(*[failure] * 3))
+    assert [await loop.run_once() for _ in range(3)] == [PREPARING_SECONDS] * 3
+
+
+async def test_the_same_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """And that it is over."""
+    loop = Loop("push", Step(Unavailable("away"), Unavailable("away"), Unavailable("still away")))
+    with caplog.at_level(logging.INFO):
+        for _ in range(4):
+            await loop.run_once()
+    assert [r.getMessage() for r in caplog.records] == ["push: away.", "push: still away.", "push works again"]
+
+
+@pytest.mark.promise("P1")
+async def test_what_is_written_is_pushed_and_embedded() -> None:
+    """By itself, while the loops run."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    background = worker(local, remote)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(background.run)
+        local.write("a", "1")
+        await eventually(lambda: "a" in remote.nodes and not remote.nodes["a"].unembedded and not local.entries)
+        assert background.report().state in ("idle", "pushing")
+        tasks.cancel_scope.cancel()
+    assert remote.noted_definition == "the shape"
+
+
+@pytest.mark.promise("P8")
+async def test_an_outage_is_audited_once_however_long_it_lasts() -> None:
+    """The next one again."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    background = worker(local, remote)
+    for number in range(2):
+        local.write(f"memory {number}", "c")
+        remote.failure = Unavailable("away")
+        for _ in range(3):
+            await background._push_loop.run_once()
+        assert (background.report().state, background.report().error) == ("waiting", "away.")
+        assert local.table[f"memory {number}"].status == "queued"
+        remote.failure = None
+        await background._push_loop.run_once()
+        assert background.report().error is None
+    assert [e.result for e in local.events] == ["queued", "success", "queued", "success"]
+
+
+@pytest.mark.promise("P9")
+async def test_with_the_local_store_away_nobody_is_told_and_nothing_ends() -> None:
+    """When it is back, the queue is pushed."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    local.failure = Unavailable("the local store is away")
+    background = worker(local, remote)
+    await background._push_loop.run_once()
+    assert (background.report().state, local.events) == ("waiting", [])
+    local.failure = None
+    assert await background._push_loop.run_once() == 0.0
+    assert "a" in remote.nodes
+
+
+async def test_an_empty_queue_is_polled() -> None:
+    """After the pause that the settings say."""
+    assert await worker(MemoryLocal(), MemoryRemote())._push_loop.run_once() == POLL
+
+
+async def test_the_session_is_saved_until_it_succeeds() -> None:
+    """In a loop of its own."""
+    saved = Step(Unavailable("away"))
+
+    async def save() -> None:
+        await saved()
+
+    local, remote = MemoryLocal(), MemoryRemote()
+    guard = Guard(local, remote, may_initialise=False)
+    background = Worker(Pusher(local, remote, remote), local, guard, remote, Model(), poll=POLL, save_session=save)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(background.run)
+        await eventually(lambda: saved.calls == 2)
+        tasks.cancel_scope.cancel()
+    assert saved.failures == []
