@@ -247,11 +247,16 @@ class Runtime:
         """The session of this process; `None` where none was started."""
         return self._session.report() if self._session else None
 
-    async def end_session(self, summary: str | None = None) -> bool:
-        """End the session, so that the next start begins a new one; whether it was going on."""
+    async def end_session(self, summary: str | None = None) -> SessionReport | None:
+        """End the session of this folder, so that the next start begins a new one; `None` if none was going on."""
         session = self._session or self._start_session()
-        await save_session_once(self.reading, session, utc_now())
-        return await end_session(self.reading, self._session_file, session.session_id, utc_now(), summary)
+        if self._session is None and session.origin == "new":
+            self._session_file.remove()
+            return None
+        now = utc_now()
+        await save_session_once(self.reading, session, now)
+        ended = await end_session(self.reading, self._session_file, session.session_id, now, summary)
+        return session.report().model_copy(update={"ended_at": now, "summary": summary}) if ended else None
 
     async def list_sessions(self, limit: int) -> list[SessionReport]:
         """The newest sessions of all projects."""
@@ -343,4 +348,4 @@ def _init_advice(*, dry_run: bool, left: bool) -> str:
         return "All is in place; nothing to do."
     if dry_run:
         return "Nothing was changed. Run the same without --dry-run to carry these steps out."
-    return "Every change is captured from now on. Run 'dionysus-sync-mcp status' to watch it reach the remote store."
+    return "Every change is captured from now on. Claude Code or a worker pushes it; call sync_now to push it now."

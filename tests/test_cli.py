@@ -31,8 +31,10 @@ from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     InitReport,
     InitStep,
+    LocalReport,
     QueryAnswer,
     RecoveryPlan,
+    RemoteReport,
     ServiceReport,
     SessionReport,
     StatusReport,
@@ -49,6 +51,15 @@ AWAY = {
     "NEO4J_PASSWORD": "hunter2",
     "OLLAMA_URL": "http://127.0.0.1:1",
 }
+LOCAL = {
+    "initialised": True,
+    "table_present": True,
+    "capture_installed": True,
+    "memories": 3,
+    "queue": {"queued": 0, "parked": 0},
+    "open_conflicts": 0,
+}
+REMOTE = {"live": 3, "tombstones": 0, "versions": 3, "without_vector": 0}
 COMMANDS = [
     ["init"],
     ["status"],
@@ -73,6 +84,7 @@ class FakeRuntime(FakeProgram):
         self.remote = self
         self.services: list[ServiceReport] = []
         self.incomplete = False
+        self.local: LocalReport | None = LocalReport.model_validate(LOCAL)
         self.patience: float | None = None
 
     async def health(self, timeout: float) -> Health:
@@ -85,7 +97,8 @@ class FakeRuntime(FakeProgram):
         return InitReport(dry_run=dry_run, adopted=True, steps=[step], backfilled=2, next_step="See the status.")
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
-        return (await super().status(timeout)).model_copy(update={"services": self.services})
+        report = (await super().status(timeout)).model_copy(update={"services": self.services})
+        return report.model_copy(update={"local": self.local, "remote": RemoteReport.model_validate(REMOTE)})
 
     async def sync(
         self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
@@ -101,9 +114,9 @@ class FakeRuntime(FakeProgram):
         self._note("session")
         return SESSION
 
-    async def end_session(self, summary: str | None = None) -> bool:
+    async def end_session(self, summary: str | None = None) -> SessionReport | None:
         self._note(summary)
-        return not self.incomplete
+        return None if self.incomplete else SESSION.model_copy(update={"ended_at": SESSION.started_at})
 
     async def list_sessions(self, limit: int) -> list[SessionReport]:
         self._note(limit)
@@ -197,10 +210,25 @@ def test_doctor_exits_with_1_if_a_service_is_down(program: FakeRuntime) -> None:
         assert said in result.stdout
 
 
+def test_doctor_exits_with_1_if_a_store_cannot_be_read(program: FakeRuntime) -> None:
+    """A role without rights reaches PostgreSQL, which is no good state."""
+    program.services = [ServiceReport(service="postgresql", up=True)]
+    assert invoke("doctor").exit_code == 0
+    program.local = None
+    assert invoke("doctor").exit_code == 1
+
+
+@pytest.mark.usefixtures("program")
+def test_sessions_are_listed_with_their_whole_ids() -> None:
+    """Ids are there to be copied, whatever the width of the terminal."""
+    lines = invoke("session", "list").stdout.splitlines()
+    assert lines == [f"{MEMORY_ID}  2026-08-01 00:00 to open  atlas"]
+
+
 def test_advice_names_commands_and_not_tools(program: FakeRuntime) -> None:
     """The engine speaks of the agent's tools; a person reads what they can type."""
     program.error = Unavailable("it is away", hint="Call recover_from_remote without plan_id, then get_sync_status.")
-    said = "error: it is away. Call 'dionysus-sync-mcp recover', then 'dionysus-sync-mcp status'.\n"
+    said = "error: it is away. Run 'dionysus-sync-mcp recover', then 'dionysus-sync-mcp status'.\n"
     assert invoke("sync").stderr == said
 
 
@@ -446,3 +474,13 @@ def test_embedded_commands_say_where_the_services_are(embedded: list[str], tmp_p
         assert as_json["services"][0]["url"] == "bolt://127.0.0.1:7777"
     up, down = f"up {tmp_path} ['neo4j', 'postgres']", f"down {tmp_path}"
     assert embedded == [up, up, down, down]
+
+
+def test_in_a_projects_folder_the_session_is_the_projects(tmp_path: Path) -> None:
+    """Claude Code names the folder to its server but not to a shell; without a file there, the home folder's counts."""
+    settings = Settings()
+    assert running.in_folder(settings, tmp_path) is settings
+    (tmp_path / ".claude-session-id").touch()
+    assert running.in_folder(settings, tmp_path).claude_project_dir == tmp_path
+    named = settings.model_copy(update={"claude_project_dir": tmp_path / "named"})
+    assert running.in_folder(named, tmp_path) is named

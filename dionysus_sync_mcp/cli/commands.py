@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, cast
@@ -138,13 +138,14 @@ def status(*, as_json: Json = False) -> None:
 
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
-    """Check each service: reached, version, what works less well, what to do. Exits with 1 if one is down."""
+    """Check each service: reached, version, what works less well, what to do. Exits with 1 if one is away."""
     report = run(lambda runtime: runtime.status(PATIENCE_SECONDS), as_json=as_json)
     if as_json:
         output.show_json(report)
     else:
         output.show_doctor(report)
-    _exit_unless(all(service.up for service in report.services))
+    readable = report.local is not None and report.remote is not None
+    _exit_unless(readable and all(service.up for service in report.services))
 
 
 @app.command()
@@ -298,12 +299,12 @@ def session_end(
     """
 
     async def work(runtime: "Runtime") -> "SessionReport":
-        session = await _current(runtime)
-        if not await runtime.end_session(summary):
-            raise DionysusError("it had ended already", where=f"session {session.session_id}")
-        return session.model_copy(update={"ended_at": datetime.now(UTC), "summary": summary})
+        session = await runtime.end_session(summary)
+        if session is None:
+            raise DionysusError("none is going on in this folder", where="session")
+        return session
 
-    _show_session(run(work, as_json=as_json, session=True), as_json=as_json)
+    _show_session(run(work, as_json=as_json), as_json=as_json)
 
 
 async def _current(runtime: "Runtime") -> "SessionReport":

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 WIDEST = 200
 # The engine's advice names the tools that an agent has; a person has these commands.
 COMMANDS = {
+    "Call recover_from_remote without plan_id": "Run 'dionysus-sync-mcp recover'",
+    "call sync_now": "run 'dionysus-sync-mcp sync'",
+    "call get_sync_status": "run 'dionysus-sync-mcp status'",
+    "Give next_cursor as cursor to get more.": "",
+    "give next_cursor of an answer": "give --cursor from an answer",
     "recover_from_remote without plan_id": "'dionysus-sync-mcp recover'",
     "recover_from_remote": "'dionysus-sync-mcp recover'",
     "get_sync_status": "'dionysus-sync-mcp status'",
@@ -63,7 +68,7 @@ def show_error(error: DionysusError, *, as_json: bool) -> None:
         fields = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
         sys.stdout.write(json.dumps({"error": {**fields, "retryable": error.retryable}}, indent=2) + "\n")
     else:
-        say(f"error: {error}")
+        say(for_people(f"error: {error}"))
 
 
 def say(text: str) -> None:
@@ -75,7 +80,7 @@ def for_people(advice: str) -> str:
     """The engine's advice with commands in the place of tools."""
     for tool, command in COMMANDS.items():
         advice = advice.replace(tool, command)
-    return visible(advice)
+    return visible(advice).rstrip()
 
 
 def stdout_console() -> Console:
@@ -135,8 +140,9 @@ def show_init(report: InitReport) -> None:
     else:
         for step in report.steps:
             sys.stdout.write(f"done: {step.name}\n")
-        sys.stdout.write(f"{report.backfilled} rows were there before and are queued.\n")
-    say(report.next_step)
+        if report.backfilled:
+            sys.stdout.write(f"{report.backfilled} rows that were there before are queued.\n")
+    say(for_people(report.next_step))
 
 
 def show_status(report: StatusReport) -> None:
@@ -155,7 +161,9 @@ def _facts(report: StatusReport) -> Iterator[tuple[str, str]]:
     yield "unsynced changes", _or_unknown(report.exposure.unsynced)
     if report.exposure.oldest_seconds is not None:
         yield "oldest of them", f"{report.exposure.oldest_seconds:.0f} s"
-    if report.local is not None:
+    if report.local is not None and not report.local.initialised:
+        yield "local memories", "not counted: this database is not protected yet"
+    elif report.local is not None:
         yield "local memories", f"{report.local.memories}, capture {'on' if report.local.capture_installed else 'OFF'}"
         yield "queue", f"{report.local.queue.queued} queued, {report.local.queue.parked} parked"
     if report.remote is not None:
@@ -245,13 +253,16 @@ def show_recovery(report: RecoveryReport) -> None:
 
 
 def show_sessions(sessions: Sequence[SessionReport]) -> None:
-    """One row for each session."""
-    table = Table("session", "project", "started", "ended", "summary")
+    """A line for each session, and its summary below: a table would cut the ids."""
+    console = stdout_console()
     for one in sessions:
         ended = f"{one.ended_at:%Y-%m-%d %H:%M}" if one.ended_at else "open"
-        summary = Text(line(one.summary or "", 80))
-        table.add_row(one.session_id, Text(line(one.project, 60)), f"{one.started_at:%Y-%m-%d %H:%M}", ended, summary)
-    stdout_console().print(table)
+        times = f"{one.started_at:%Y-%m-%d %H:%M} to {ended}"
+        console.print(Text(f"{one.session_id}  {times}  {line(one.project, 60)}"))
+        if one.summary:
+            console.print(Text(f"    {line(one.summary, WIDEST)}"))
+    if not sessions:
+        console.print("No session is on record yet.")
 
 
 def show_embedded(status: "EmbeddedStatus") -> None:

@@ -5,19 +5,19 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import typer
 from anyio.abc import TaskStatus
 
+from dionysus_sync_mcp.adapters.session_file import FILE_NAME
 from dionysus_sync_mcp.cli import output
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError, SettingsError
 from dionysus_sync_mcp.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dionysus_sync_mcp.runtime import Runtime
 
 PATIENCE_SECONDS = 5.0
@@ -39,7 +39,9 @@ def run(work: "Callable[[Runtime], Awaitable[T]]", *, as_json: bool, session: bo
 
         with ExitStack() as bars:
             on_embedded = bars.enter_context(output.embedded_progress())
-            opened = open_runtime(settings, worker=False, start_session=session, on_embedded=on_embedded)
+            opened = open_runtime(
+                in_folder(settings, Path.cwd()), worker=False, start_session=session, on_embedded=on_embedded
+            )
             async with opened as runtime:
                 await _embedded_ready(runtime)
                 if remote:
@@ -85,7 +87,14 @@ async def until_signal(work: Callable[[], Awaitable[None]]) -> str | None:
     return ended_by
 
 
-def embedded_home(settings: Settings) -> "Path":
+def in_folder(settings: Settings, folder: Path) -> Settings:
+    """The settings that Claude Code's server has in this folder: where it left a session file there, that counts."""
+    if settings.claude_project_dir or not (folder / FILE_NAME).exists():
+        return settings
+    return settings.model_copy(update={"claude_project_dir": folder})
+
+
+def embedded_home(settings: Settings) -> Path:
     """Where the embedded services live.
 
     Raises:

@@ -1,6 +1,6 @@
 """Status: reads only, fast, and answers whatever is away."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -21,6 +21,7 @@ from dionysus_sync_mcp.engine.reports import (
 from dionysus_sync_mcp.engine.tasks import first_error
 
 RUN_INIT = "Run 'dionysus-sync-mcp init' to start protecting this database."
+CANNOT_TELL = "Check the rights of the roles that DATABASE_URL and NEO4J_USER name."
 RECOVER = "Call recover_from_remote without plan_id to see what can be brought back."
 
 
@@ -31,6 +32,7 @@ class _Looks:
     health: dict[str, Health] = field(default_factory=dict)
     local: LocalState | None = None
     remote: RemoteReport | None = None
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 class StatusReader:
@@ -59,10 +61,10 @@ class StatusReader:
             async with anyio.create_task_group() as tasks:
                 for service in self._services:
                     tasks.start_soon(self._look_at_service, service, looks, timeout)
-                tasks.start_soon(_within, timeout, self._look_at_local, looks)
-                tasks.start_soon(_within, timeout, self._look_at_remote, looks)
+                tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
+                tasks.start_soon(_within, timeout, "neo4j", self._look_at_remote, looks)
         health = [looks.health[name] for name in sorted(looks.health, reverse=True)]
-        warnings, next_step = advise(health, looks.local, looks.remote, worker)
+        warnings, next_step = advise(health, looks.local, looks.remote, worker, looks.unread)
         return StatusReport(
             next_step=next_step,
             warnings=[*warnings, *session_warnings],
@@ -90,24 +92,38 @@ class StatusReader:
         )
 
 
-async def _within(timeout: float, look: Callable[[_Looks], Awaitable[None]], looks: _Looks) -> None:
-    """The service's own health says why a look failed; here it only leaves its part of the report empty."""
+async def _within(timeout: float, service: str, look: Callable[[_Looks], Awaitable[None]], looks: _Looks) -> None:
+    """A look that fails leaves its part of the report empty, and its reason beside it."""
+    looks.unread[service] = "no answer in time"
     with anyio.move_on_after(timeout):
         try:
             await look(looks)
-        except DionysusError:
-            return
+        except DionysusError as error:
+            looks.unread[service] = error.what
+        else:
+            del looks.unread[service]
 
 
 def advise(
-    health: Sequence[Health], local: LocalState | None, remote: RemoteReport | None, worker: WorkerReport | None
+    health: Sequence[Health],
+    local: LocalState | None,
+    remote: RemoteReport | None,
+    worker: WorkerReport | None,
+    unread: Mapping[str, str],
 ) -> tuple[list[str], str]:
-    """The warnings, worst first, and the one thing to do next."""
-    found: list[tuple[str, str]] = [*_losses(local, remote), *_outages(health), *_troubles(local, worker)]
+    """The warnings, worst first, and the one thing to do next.
+
+    Args:
+        worker: `None` where this process does not push in the background.
+        unread: By service, why what it holds could not be read.
+    """
+    found = [*_losses(local, remote), *_blind(health, unread), *_outages(health), *_troubles(local, worker)]
     warnings = [warning for warning, _ in found]
     steps = [step for _, step in found if step]
     if steps:
         return warnings, steps[0]
+    if local and local.queued and worker is None:
+        return warnings, "Changes wait for a worker, such as Claude Code's; call sync_now to push them now."
     if local and local.queued:
         return warnings, "Changes are on their way; call sync_now to wait until they are in the remote store."
     return warnings, "Nothing to do: every change is in the remote store."
@@ -136,6 +152,13 @@ def _outages(health: Sequence[Health]) -> list[tuple[str, str]]:
     }
     down = [h for h in health if not h.up]
     return [(f"{meaning[h.service]} ({h.error}).", h.hint if h.service != "ollama" else "") for h in down]
+
+
+def _blind(health: Sequence[Health], unread: Mapping[str, str]) -> list[tuple[str, str]]:
+    """A service that can be reached but not read: nothing is known of what it holds."""
+    stores = {"postgresql": "local", "neo4j": "remote"}
+    up = [h.service for h in health if h.up and h.service in unread]
+    return [(f"The {stores[name]} store could not be read: {unread[name]}.", CANNOT_TELL) for name in up]
 
 
 def _troubles(local: LocalState | None, worker: WorkerReport | None) -> list[tuple[str, str]]:

@@ -63,6 +63,8 @@ class RemoteStore(Writer, Reader, Vectors, Search):
 def degraded_by(indexes: Sequence[Sequence[Any]], limits: Limits) -> tuple[str, ...]:
     """What does not work as it should with the indexes that are there, as [name, state, dimensions, analyzer] each."""
     present = {name: (state, dimensions) for name, state, dimensions, _ in indexes}
+    if present.keys().isdisjoint(SCHEMA):
+        return ("it has no indexes yet; the first push makes them",)
     missing = [f"the index {name} is missing" for name in SCHEMA if name not in present]
     building = [f"the index {name} is {state.lower()}" for name, (state, _) in present.items() if state != "ONLINE"]
     length = present.get("memory_embedding", ("", limits.dimensions))[1]
