@@ -32,7 +32,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,write_restored,restored_value,count_on,ensure_schema}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,write_restored,restored_value,count_on,ensure_schema}'::text[])
         AS made (name)
 ) AS parts
 
@@ -64,7 +64,7 @@ WHERE n.nspname = $1 AND c.relname = 'memories' AND a.attnum > 0 AND NOT a.attis
 SELECT t.tgname::text AS name
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = 'memories' AND t.tgenabled = 'A'
-  AND t.tgname IN ('zz_dionysus_bound', 'zz_dionysus_version', 'dionysus_capture_insert', 'dionysus_capture_update',
+  AND t.tgname IN ('dionysus_generated', 'zz_dionysus_bound', 'zz_dionysus_version', 'dionysus_capture_insert', 'dionysus_capture_update',
                    'dionysus_capture_delete')
 
 -- inspect_indexes --
@@ -109,6 +109,8 @@ CREATE INDEX IF NOT EXISTS idx_memories_sync_version ON memories (id, sync_versi
 CREATE OR REPLACE TRIGGER zz_dionysus_bound BEFORE INSERT ON memories
     FOR EACH ROW WHEN (NEW.sync_version IS NULL OR NEW.sync_version NOT BETWEEN 1 AND 1000000000)
     EXECUTE FUNCTION dionysus_sync.bound_version();
+CREATE OR REPLACE TRIGGER dionysus_generated BEFORE UPDATE ON memories
+    FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.note_generated();
 CREATE OR REPLACE TRIGGER zz_dionysus_version BEFORE UPDATE ON memories
     FOR EACH ROW EXECUTE FUNCTION dionysus_sync.bump_version();
 CREATE OR REPLACE TRIGGER dionysus_capture_insert AFTER INSERT ON memories
@@ -118,6 +120,7 @@ CREATE OR REPLACE TRIGGER dionysus_capture_update AFTER UPDATE ON memories
     FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
 CREATE OR REPLACE TRIGGER dionysus_capture_delete AFTER DELETE ON memories
     REFERENCING OLD TABLE AS dionysus_old FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
+ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_generated;
 ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_bound;
 ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_version;
 ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_insert;

@@ -11,6 +11,7 @@ StepName = Literal["create_memories", "add_sync_columns", "add_sync_indexes", "i
 
 CAPTURE_TRIGGERS = frozenset(
     {
+        "dionysus_generated",
         "zz_dionysus_bound",
         "zz_dionysus_version",
         "dionysus_capture_insert",
