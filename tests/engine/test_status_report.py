@@ -1,0 +1,130 @@
+"""The status report on in-memory ports: it answers whatever is away, and says the one thing to do next."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+
+from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
+from dionysus_sync_mcp.engine.ports import Health, LocalState, RemoteCounts, StoreIdentity
+from dionysus_sync_mcp.engine.reports import RemoteReport, WorkerReport
+from dionysus_sync_mcp.engine.status import RECOVER, RUN_INIT, StatusReader, advise
+from tests.engine.memory_remote import MemoryRemote
+from tests.engine.test_sync import Looked
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LOCAL = LocalState(
+    table_present=True,
+    capture_installed=True,
+    initialised=True,
+    memories=10,
+    queued=0,
+    parked=0,
+    oldest_queued_at=None,
+    last_success_at=NOW,
+    open_conflicts=0,
+    last_parked_error=None,
+    identity=StoreIdentity("store", "epoch"),
+)
+REMOTE = RemoteReport(live=10, tombstones=1, versions=20, without_vector=0)
+UP = [Health("postgresql"), Health("neo4j"), Health("ollama")]
+NOTHING = "Nothing to do: every change is in the remote store."
+
+
+class Local:
+    """A local store in the state that a test gives it."""
+
+    def __init__(self, state: LocalState | Exception | None) -> None:
+        self._state = state
+
+    async def state(self) -> LocalState:
+        """As given; never, where none is."""
+        if self._state is None:
+            await anyio.sleep_forever()
+        if isinstance(self._state, Exception):
+            raise self._state
+        assert self._state is not None
+        return self._state
+
+
+def reader(local: Local, remote: MemoryRemote, *health: Health) -> StatusReader:
+    """Of these."""
+    return StatusReader([Looked(h) for h in health or UP], local, remote, remote, "1.2.3")
+
+
+async def test_when_all_is_well_there_is_nothing_to_do() -> None:
+    """Every part of the report is filled."""
+    report = await reader(Local(LOCAL), MemoryRemote()).read(NOW, 1, None, None)
+    assert (report.warnings, report.next_step, report.exposure.unsynced, report.version) == ([], NOTHING, 0, "1.2.3")
+    assert [s.service for s in report.services] == ["postgresql", "ollama", "neo4j"]
+    assert report.local is not None
+    assert report.remote is not None
+
+
+async def test_exposure_counts_what_waits_and_what_is_parked() -> None:
+    """With the age of the oldest; a clock that went back makes no negative age."""
+    state = replace(LOCAL, queued=3, parked=2, oldest_queued_at=NOW - timedelta(seconds=90))
+    report = await reader(Local(state), MemoryRemote()).read(NOW, 1, None, None)
+    assert (report.exposure.unsynced, report.exposure.oldest_seconds) == (5, 90)
+    report = await reader(Local(state), MemoryRemote()).read(NOW - timedelta(hours=1), 1, None, None)
+    assert report.exposure.oldest_seconds == 0
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("failure", [Unavailable("away"), DionysusError("odd"), None])
+async def test_it_answers_with_everything_away_or_hanging(failure: Exception | None) -> None:
+    """In time, with what is known: nothing, and why."""
+
+    class Away(MemoryRemote):
+        async def counts(self) -> RemoteCounts:
+            raise Unavailable("away")
+
+    away = [Health("postgresql", error="no answer", hint="Start it."), Health("neo4j", error="no answer")]
+    with anyio.fail_after(2):
+        report = await reader(Local(failure), Away(), *away).read(NOW, 0.05, None, None)
+    assert (report.local, report.remote, report.exposure.unsynced) == (None, None, None)
+    assert report.next_step == "Start it."
+    assert report.warnings
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "warning", "step"),
+    [
+        (replace(LOCAL, initialised=False), REMOTE, "not protected", RUN_INIT),
+        (replace(LOCAL, table_present=False, memories=0), REMOTE, "is gone; the remote store holds 10", RECOVER),
+        (replace(LOCAL, table_present=False, memories=0), None, "is gone", RECOVER),
+        (replace(LOCAL, memories=0), REMOTE, "empty; the remote store holds 10", RECOVER),
+        (replace(LOCAL, capture_installed=False), REMOTE, "not being captured", RUN_INIT),
+        (replace(LOCAL, parked=2, last_parked_error="poison"), REMOTE, "2 changes are parked.*poison", None),
+        (replace(LOCAL, open_conflicts=1), REMOTE, "conflicts were decided", None),
+    ],
+)
+def test_what_is_wrong_comes_with_what_to_do(
+    local: LocalState, remote: RemoteReport | None, warning: str, step: str | None
+) -> None:
+    """One warning each, in words."""
+    warnings, next_step = advise(UP, local, remote, None, {})
+    assert len(warnings) == 1
+    assert re.search(warning, warnings[0])
+    assert step in (None, next_step)
+
+
+def test_the_worst_comes_first() -> None:
+    """A loss before an outage, an outage before trouble."""
+    local = replace(LOCAL, table_present=False, parked=1)
+    health = [
+        Health("neo4j", error="no answer", hint="Start it."),
+        Health("ollama", error="no answer", hint="Or this."),
+    ]
+    worker = WorkerReport(state="waiting", error="it failed")
+    warnings, step = advise(health, local, None, worker, {})
+    assert [w.split()[0] for w in warnings] == ["The", "Neo4j", "Ollama", "1", "The"]
+    assert step == RECOVER
+
+
+def test_ollama_alone_asks_nobody_to_act_first() -> None:
+    """Nothing is at risk while it is away."""
+    warnings, step = advise([Health("ollama", error="no answer", hint="Start it.")], LOCAL, REMOTE, None, {})
+    assert (len(warnings), step) == (1, NOTHING)
