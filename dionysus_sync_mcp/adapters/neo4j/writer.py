@@ -49,7 +49,7 @@ class Writer(Part):
             calls.append(Call("write_memories", memory_parameters(batch.changes, batch.identity.id)))
         calls.extend(_context(batch))
         values = await self._connection.write(calls, self._limits.write_seconds)
-        return [RowOutcome(*outcome) for outcome in values[1]] if batch.changes else []
+        return sorted(RowOutcome(*outcome) for outcome in values[1]) if batch.changes else []
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """Keep the local table's definition (JSON text) with the store's node."""
