@@ -34,5 +34,7 @@ async def _postgres_version(url: str) -> str:
 
 async def _neo4j_version(uri: str) -> str:
     async with AsyncGraphDatabase.driver(uri) as driver:
-        records, _, _ = await driver.execute_query("CALL dbms.components() YIELD versions RETURN versions[0] AS version")
+        records, _, _ = await driver.execute_query(
+            "CALL dbms.components() YIELD versions RETURN versions[0] AS version"
+        )
     return str(records[0]["version"])

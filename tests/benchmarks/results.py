@@ -60,7 +60,15 @@ class Figure:
         """What stands in results.json."""
         ratio = None if self.ratio is None else _rounded(self.ratio)
         baseline = None if self.baseline is None else _rounded(self.baseline)
-        values = (f"{benchmark}: {self.what}", _rounded(self.value), self.unit, baseline, ratio, self.goal_text, self.met)
+        values = (
+            f"{benchmark}: {self.what}",
+            _rounded(self.value),
+            self.unit,
+            baseline,
+            ratio,
+            self.goal_text,
+            self.met,
+        )
         return dict(zip(FIELDS, values, strict=True))
 
     def _judged(self, goal: Goal) -> float:

@@ -13,6 +13,13 @@ from neo4j import AsyncDriver, AsyncGraphDatabase
 from tests.benchmarks.rows import Row
 from tests.services import postgres
 
+# The same table without capture, for the same statements under another search path.
+TWIN = "CREATE SCHEMA twin; CREATE TABLE twin.memories (LIKE public.memories INCLUDING ALL)"
+INSERT = """
+INSERT INTO memories (id, content, memory_type, importance, source_project, session_id, tags, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Stores:
@@ -42,9 +49,9 @@ class Stores:
 
 
 @asynccontextmanager
-async def bare_postgres(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """The driver as such, one connection."""
-    connection = await asyncpg.connect(url)
+async def bare_postgres(url: str, schema: str = "public") -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """The driver as such, one connection, which finds its tables in that schema."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": schema})
     try:
         yield connection
     finally:
