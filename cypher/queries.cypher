@@ -259,10 +259,20 @@ RETURN [
 ] AS counts
 
 // texts_without_vector //
-// [id, content] of memories that wait for a vector. $limit: at most so many.
-MATCH (m:Unembedded)
+// [id, content, text_hash] of memories that wait for a vector. $limit: at most so many.
+MATCH (m:Memory:Unembedded)
+WHERE m.deleted_at IS NULL AND m.content IS :: STRING NOT NULL
 WITH m LIMIT $limit
-RETURN collect([m.id, m.content]) AS texts
+RETURN collect([m.id, m.content, m.text_hash]) AS texts
+
+// mend_text_hashes //
+// A content that somebody changed by hand gets its hash, without which no vector of it could be stored. $rows: {id,
+// content, text_hash}, sorted by id.
+UNWIND $rows AS r
+MATCH (m:Memory {id: r.id})
+SET m:Memory
+WITH r, m WHERE m.content = r.content
+SET m.text_hash = r.text_hash
 
 // count_without_vector //
 // How many memories wait for a vector. No parameters.

@@ -104,7 +104,8 @@ class Syncer:
 
     async def _embed(self, tally: _Tally, on_progress: Progress | None) -> None:
         try:
-            while any(step := await embed_once(self._vectors, self._embedder)):
+            # A step whose texts all changed meanwhile has done nothing: the background loop waits and tries again.
+            while (step := await embed_once(self._vectors, self._embedder)).embedded or step.refused:
                 tally.embedded += step.embedded
                 if on_progress:
                     await on_progress(tally.pushed.pushed + tally.embedded, None, f"{tally.embedded} memories embedded")

@@ -154,7 +154,7 @@ class Worker:
 
     async def _embed(self) -> float:
         result = await embed_once(self._vectors, self._embedder)
-        return 0.0 if any(result) else EMBED_SECONDS
+        return 0.0 if result.embedded or result.refused else EMBED_SECONDS
 
     async def _watch(self) -> float:
         result = await self._guard.guard_once()

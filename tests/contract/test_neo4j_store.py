@@ -9,6 +9,7 @@ from uuid import uuid4
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from neo4j import AsyncGraphDatabase
 from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore, search
@@ -189,6 +190,18 @@ async def test_two_stores_that_write_at_once_lose_nothing(store: RemoteStore) ->
     memories = await store.memories(EVERYTHING, "", 100)
     assert {memory.version for memory in memories} == {3}
     assert (await store.counts()).versions == 3 * 2 * len(ids)
+
+
+async def test_a_text_changed_by_hand_gets_its_vector(store: RemoteStore, neo4j_both: str) -> None:
+    """Somebody's edit in the remote store does not keep its memory, or those behind it, waiting for ever."""
+    await store.write(RemoteBatch(DESKTOP, [change(version(1, content="as pushed"))]))
+    async with AsyncGraphDatabase.driver(neo4j_both) as driver:
+        edited = await driver.execute_query("MATCH (m:Memory) SET m.content = 'by hand' RETURN count(m) AS edited")
+    assert edited.records[0]["edited"] == 1
+    (text,) = await store.texts_without_vector(5)
+    assert text.content == "by hand"
+    stored = await store.store_vectors([Vector(text.memory_id, sha256("by hand"), [1.0] * DIMENSIONS)], "a model")
+    assert (stored, await store.count_without_vector()) == (1, 0)
 
 
 async def test_a_vector_that_the_index_would_leave_out_is_refused(store: RemoteStore) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
+from dionysus_sync_mcp.domain.embedding import text_hash
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import broken_vector_rule
 from dionysus_sync_mcp.engine.ports import Text, Vector
@@ -12,9 +13,12 @@ class Vectors(Part):
     """Implements `VectorStore`. A memory that waits carries the label `Unembedded`."""
 
     async def texts_without_vector(self, limit: int) -> list[Text]:
-        """At most `limit` of them, in no order."""
+        """At most `limit` of them, in no order; a text that somebody changed by hand gets its hash on the way."""
         rows = await self._connection.read("texts_without_vector", self._limits.read_seconds, limit=limit)
-        return [Text(*row) for row in rows]
+        await self._mend(
+            [(Text(id_, content), text_hash(content)) for id_, content, noted in rows if noted != text_hash(content)]
+        )
+        return [Text(id_, content) for id_, content, _ in rows]
 
     async def store_vectors(self, vectors: Sequence[Vector], model: str) -> int:
         """Store those whose memory still has that very content; returns how many.
@@ -43,6 +47,12 @@ class Vectors(Part):
         """How many memories wait for a vector."""
         waiting: int = await self._connection.read("count_without_vector", self._limits.read_seconds)
         return waiting
+
+    async def _mend(self, changed: Sequence[tuple[Text, str]]) -> None:
+        if not changed:
+            return
+        rows = [{"id": text.memory_id, "content": text.content, "text_hash": hash_} for text, hash_ in sorted(changed)]
+        await self._connection.write([Call("mend_text_hashes", {"rows": rows})], self._limits.write_seconds)
 
     def _check(self, vector: Vector) -> None:
         broken = broken_vector_rule(vector.values, self._limits.dimensions)
