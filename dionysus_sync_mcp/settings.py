@@ -5,7 +5,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -57,11 +57,12 @@ class Settings(BaseSettings):
     @field_validator("neo4j_uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
-        scheme = uri if uri == EMBEDDED else urlsplit(uri).scheme
+        parts = _url_parts("NEO4J_URI", uri)
+        scheme = uri if uri == EMBEDDED else parts.scheme
         known = {EMBEDDED, "bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc"}
         if scheme not in known:
             raise ValueError("NEO4J_URI must be 'embedded:' or start with bolt://, bolt+s://, neo4j:// or neo4j+s://")
-        if "@" in urlsplit(uri).netloc:
+        if "@" in parts.netloc:
             raise ValueError("NEO4J_URI must not hold a password: set NEO4J_USER and NEO4J_PASSWORD")
         return uri
 
@@ -69,20 +70,21 @@ class Settings(BaseSettings):
     @classmethod
     def _postgres_url(cls, url: SecretStr) -> SecretStr:
         value = url.get_secret_value()
-        if value != EMBEDDED and urlsplit(value).scheme not in {"postgres", "postgresql"}:
+        if value != EMBEDDED and _url_parts("DATABASE_URL", value).scheme not in {"postgres", "postgresql"}:
             raise ValueError("DATABASE_URL must be 'embedded:' or start with postgresql://")
         return url
 
     @field_validator("ollama_url")
     @classmethod
     def _http_url(cls, url: str) -> str:
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
+        parts = _url_parts("OLLAMA_URL", url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise ValueError("OLLAMA_URL must start with http:// or https:// and name a host")
         return url.rstrip("/")
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
-        parts = urlsplit(self.neo4j_uri)
+        parts = _url_parts("NEO4J_URI", self.neo4j_uri)
         plain = parts.scheme in {"bolt", "neo4j"}
         if plain and (parts.hostname or "") not in LOOPBACK and not self.dionysus_allow_plaintext:
             raise ValueError(
@@ -112,6 +114,17 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(e["loc"], e["msg"]) for e in error.errors())) from None
+
+
+def _url_parts(name: str, url: str) -> SplitResult:
+    """The parts of a URL. What cannot be read is not quoted: the library's message holds the password."""
+    try:
+        parts = urlsplit(url)
+        if name != "DATABASE_URL":  # which may name several hosts, each with its port
+            _ = parts.port
+    except ValueError:
+        raise ValueError(f"{name} cannot be read as a URL: write special characters as %XX") from None
+    return parts
 
 
 def _expanded(value: object) -> object:

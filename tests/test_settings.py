@@ -61,6 +61,10 @@ def test_this_machine_and_encrypted_schemes_are_accepted(monkeypatch: pytest.Mon
         ("NEO4J_URI", f"bolt+s://neo4j:{HIDDEN}@db.example.org"),
         ("DATABASE_URL", f"mysql://me:{HIDDEN}@localhost/db"),
         ("OLLAMA_URL", f"ftp://me:{HIDDEN}@localhost"),
+        ("DATABASE_URL", f"postgresql://me:{HIDDEN}\u2100@localhost/db"),
+        ("NEO4J_URI", f"bolt://me:{HIDDEN}\u2100@localhost"),
+        ("OLLAMA_URL", f"http://me:{HIDDEN}\u2100@localhost"),
+        ("OLLAMA_URL", f"http://me:{HIDDEN}@localhost:99999"),
     ],
 )
 def test_a_refused_url_is_named_but_its_password_is_not(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
