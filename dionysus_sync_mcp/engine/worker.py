@@ -65,13 +65,18 @@ class Loop:
 
     def _failed(self, error: Exception, now: datetime) -> float:
         if self.error != str(error):
-            logger.log(logging.INFO if isinstance(error, Starting) else logging.WARNING, "%s: %s", self.name, error)
+            logger.log(self._level(error), "%s: %s", self.name, error)
         delay = self._delay_after(error)
         self.attempts += 1
         self.failing_since = self.failing_since or now
         self.error = str(error)
         self.next_try_at = now + timedelta(seconds=delay)
         return delay
+
+    def _level(self, error: Exception) -> int:
+        """What is only being made ready, by the guard or by the embedded services, is no reason to worry anybody."""
+        expected = isinstance(error, Starting) or (isinstance(error, SchemaMismatch) and not self.attempts)
+        return logging.INFO if expected else logging.WARNING
 
     def _delay_after(self, error: Exception) -> float:
         if isinstance(error, (SchemaMismatch, Starting)):
