@@ -269,9 +269,10 @@ CREATE TEMPORARY TABLE IF NOT EXISTS dionysus_restore (
 ) ON COMMIT DELETE ROWS
 
 -- leave_out_present --
--- Rows of the page that are in memories already are not restored; their number.
+-- Rows of the page that are in memories already are not restored; their number. Each is looked up by its key, see below.
 WITH gone AS (
-    DELETE FROM pg_temp.dionysus_restore AS page WHERE EXISTS (SELECT FROM memories WHERE memories.id = page.id)
+    DELETE FROM pg_temp.dionysus_restore AS page
+    WHERE (SELECT true FROM memories WHERE memories.id = page.id LIMIT 1)
     RETURNING 1
 )
 SELECT count(*) FROM gone
@@ -282,13 +283,17 @@ SELECT dionysus_sync.write_restored(to_regclass('memories'), $1)
 
 -- verify_restored --
 -- The ids of the page whose row is not there or has another hash. A row with more columns than were captured of it is
--- compared by those that were.
+-- compared by those that were. LIMIT keeps the look-up of each row by its key: the plan is made when memories is small, and
+-- reading the whole of it for each page would make a recovery quadratic.
 SELECT page.id::text AS id
-FROM pg_temp.dionysus_restore AS page LEFT JOIN memories AS dionysus_row ON dionysus_row.id = page.id
-WHERE dionysus_row.id IS NULL
-   OR (dionysus_sync.content_hash(to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns()) <> page.content_hash
+FROM pg_temp.dionysus_restore AS page LEFT JOIN LATERAL (
+    SELECT to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image
+    FROM memories AS dionysus_row WHERE dionysus_row.id = page.id LIMIT 1
+) AS here ON true
+WHERE here.image IS NULL
+   OR (dionysus_sync.content_hash(here.image) <> page.content_hash
        AND dionysus_sync.content_hash((
-               SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(dionysus_row.*))
+               SELECT jsonb_object_agg(key, value) FROM jsonb_each(here.image)
                WHERE coalesce(page.extra::jsonb ? key, false)
                   OR key IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
                              'created_at', 'updated_at'))) <> page.content_hash)
