@@ -3,7 +3,11 @@
 from neo4j import AsyncGraphDatabase
 from neo4j.exceptions import DriverError, Neo4jError
 
-EMPTY = "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS"
+# Memories first: a project takes the links of all its memories with it in one transaction, which may be more than fits.
+EMPTY = (
+    "MATCH (n:Memory) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS",
+    "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS",
+)
 
 
 async def answers(uri: str) -> bool:
@@ -19,5 +23,6 @@ async def answers(uri: str) -> bool:
 async def empty(uri: str) -> None:
     """Remove every node, in batches; constraints and indexes stay."""
     async with AsyncGraphDatabase.driver(uri) as driver, driver.session(database="neo4j") as session:
-        result = await session.run(EMPTY)
-        await result.consume()
+        for statement in EMPTY:
+            result = await session.run(statement)
+            await result.consume()
