@@ -26,6 +26,8 @@ PUSH_SECONDS = 20.0
 BUSY_SECONDS = 0.05
 PAGE = 2000
 PAGES_AHEAD = 3
+# Each has a connection, which keeps one core of the local store busy.
+WRITERS = 2
 EXAMPLES = 5
 NAMED_FAULTS = 20
 LIFETIME = timedelta(minutes=15)
@@ -193,13 +195,14 @@ class Recoverer:
         return len(sessions)
 
     async def _restore_pages(self, planned: _Planned, on_progress: Progress | None) -> _Tally:
-        """Reading runs a few pages ahead of writing; every page is one transaction, so a stop loses no finished one."""
+        """Reading runs a few pages ahead of writing; each page is one transaction, so a stop loses no finished one."""
         tally = _Tally()
         send, receive = anyio.create_memory_object_stream[list[RemoteMemory]](PAGES_AHEAD)
         with first_error():
-            async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as tasks, receive:
                 tasks.start_soon(self._read_pages, planned, send)
-                await self._write_pages(planned, receive, tally, on_progress)
+                for _ in range(WRITERS):
+                    tasks.start_soon(self._write_pages, planned, receive.clone(), tally, on_progress)
         return tally
 
     async def _read_pages(self, planned: _Planned, send: MemoryObjectSendStream[list[RemoteMemory]]) -> None:

@@ -158,6 +158,8 @@ BEGIN
     LOOP
         SELECT max((extra::jsonb ->> counted.name)::bigint) INTO highest FROM pg_temp.dionysus_restore;
         IF highest IS NOT NULL THEN
+            -- Pages are written side by side, and between reading a sequence and setting it another page must not do so.
+            PERFORM pg_advisory_xact_lock(7165101844003);
             EXECUTE format('SELECT setval(%1$L, greatest($1, last_value)) FROM %1$s', counted.sequence) USING highest;
         END IF;
     END LOOP;
