@@ -13,7 +13,7 @@ import anyio
 from neo4j import AsyncDriver
 
 from tests.benchmarks.results import Figure, Goal, Section
-from tests.benchmarks.rows import Row, plain, rows
+from tests.benchmarks.rows import Row, native, rows
 from tests.benchmarks.stores import INSERT, TWIN, Stores, bare_postgres, one_value, percentile
 from tests.services import neo4j, postgres
 from tests.services.local_store import NOBODY
@@ -85,7 +85,7 @@ async def _nothing(_row: Row) -> None:
 
 
 async def _merge(driver: AsyncDriver, row: Row) -> None:
-    await one_value(driver, MERGE, id=str(row.id), props=plain(row))
+    await one_value(driver, MERGE, id=str(row.id), props=native(row))
 
 
 async def _measured(stores: Stores, local: "asyncpg.Connection[asyncpg.Record]", then: Write) -> list[float]:

@@ -36,10 +36,10 @@ BARE_TABLE = """
 CREATE TABLE bare (id uuid PRIMARY KEY, content text, memory_type varchar(20), importance real, source_project text,
                    session_id uuid, tags text[], created_at timestamptz, updated_at timestamptz)
 """
-ABOUT = f"""The table `memories` is dropped by a plain client and brought back: recreated with its indexes and
-capture, every row written, and every row's hash compared with the remote's. The plan, which compares both sides first, is timed on its
-own. Baseline: the same rows read from Neo4j in keyset pages of {PAGE:,}, a page as one value, and each page written by
-COPY, both by bare drivers, into a table with a primary key and nothing else; nothing is verified. Medians of
+ABOUT = f"""The table `memories` is dropped by a plain client and brought back: recreated with its indexes and capture,
+every row written, and every row's hash compared with the remote's. The plan, which compares both sides first, is timed
+on its own. Baseline: the same rows read from Neo4j in keyset pages of {PAGE:,}, a page as one value, and each page
+written by COPY, both by bare drivers, into a table with a primary key and nothing else; nothing is verified. Medians of
 {FEW_ROUNDS} ({FEW:,} rows) and {MANY_ROUNDS} ({MANY:,} rows) alternating runs after a warm-up."""
 
 

@@ -36,15 +36,14 @@ def rows(count: int, seed: int = 1) -> list[Row]:
     return [_row(chance, vocabulary, number) for number in range(count)]
 
 
+def native(row: Row) -> dict[str, Any]:
+    """The row as a client sends it to Neo4j that thinks no more of it: only UUIDs have to be text."""
+    return {**row._asdict(), "id": str(row.id), "session_id": str(row.session_id)}
+
+
 def plain(row: Row) -> dict[str, Any]:
-    """The row as a bare client sends it to Neo4j: times as ISO 8601 text, which is the fastest."""
-    return {
-        **row._asdict(),
-        "id": str(row.id),
-        "session_id": str(row.session_id),
-        "created_at": row.created_at.isoformat(),
-        "updated_at": row.updated_at.isoformat(),
-    }
+    """The row with its times as ISO 8601 text, which is faster on the wire."""
+    return {**native(row), "created_at": row.created_at.isoformat(), "updated_at": row.updated_at.isoformat()}
 
 
 def _row(chance: random.Random, vocabulary: list[str], number: int) -> Row:
