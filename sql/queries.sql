@@ -6,6 +6,14 @@ SELECT set_config('dionysus.origin', 'engine', true)
 -- The rest of this transaction writes whole rows: capture leaves them out, and their versions are the remote's.
 SELECT set_config('dionysus.origin', 'restore', true)
 
+-- users_path --
+-- What follows changes the user's rows: the user's own triggers find what they name. The schema's owner may let others
+-- create in it, so a statement that runs under this path leaves PostgreSQL no choice between functions or operators.
+SELECT pg_catalog.set_config('search_path', :'path', true)
+
+-- own_path --
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)
+
 -- server_version --
 SELECT current_setting('server_version')
 
@@ -32,7 +40,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,write_restored,restored_value,count_on,ensure_schema}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema}'::text[])
         AS made (name)
 ) AS parts
 
@@ -79,7 +87,7 @@ SELECT place.oid IS NOT NULL AS schema_present,
 FROM (SELECT) AS always LEFT JOIN pg_namespace AS place ON place.nspname = $1
 
 -- create_memories --
-CREATE TABLE memories (
+CREATE TABLE :memories (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     content text NOT NULL,
     memory_type varchar(20) NOT NULL DEFAULT 'episodic'
@@ -93,7 +101,7 @@ CREATE TABLE memories (
 )
 
 -- add_sync_columns --
-ALTER TABLE memories
+ALTER TABLE :memories
     ADD COLUMN IF NOT EXISTS sync_status varchar(20) DEFAULT 'pending',
     ADD COLUMN IF NOT EXISTS synced_at timestamptz,
     ADD COLUMN IF NOT EXISTS sync_version integer DEFAULT 1,
@@ -101,31 +109,31 @@ ALTER TABLE memories
     ADD COLUMN IF NOT EXISTS synced_version integer
 
 -- add_sync_indexes --
-CREATE INDEX IF NOT EXISTS idx_memories_sync_status ON memories (sync_status);
-CREATE INDEX IF NOT EXISTS idx_memories_sync_version ON memories (id, sync_version)
+CREATE INDEX IF NOT EXISTS idx_memories_sync_status ON :memories (sync_status);
+CREATE INDEX IF NOT EXISTS idx_memories_sync_version ON :memories (id, sync_version)
 
 -- install_capture --
 -- The version trigger is named to fire after the user's own BEFORE triggers.
-CREATE OR REPLACE TRIGGER zz_dionysus_bound BEFORE INSERT ON memories
+CREATE OR REPLACE TRIGGER zz_dionysus_bound BEFORE INSERT ON :memories
     FOR EACH ROW WHEN (NEW.sync_version IS NULL OR NEW.sync_version NOT BETWEEN 1 AND 1000000000)
     EXECUTE FUNCTION dionysus_sync.bound_version();
-CREATE OR REPLACE TRIGGER dionysus_generated BEFORE UPDATE ON memories
+CREATE OR REPLACE TRIGGER dionysus_generated BEFORE UPDATE ON :memories
     FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.note_generated();
-CREATE OR REPLACE TRIGGER zz_dionysus_version BEFORE UPDATE ON memories
+CREATE OR REPLACE TRIGGER zz_dionysus_version BEFORE UPDATE ON :memories
     FOR EACH ROW EXECUTE FUNCTION dionysus_sync.bump_version();
-CREATE OR REPLACE TRIGGER dionysus_capture_insert AFTER INSERT ON memories
+CREATE OR REPLACE TRIGGER dionysus_capture_insert AFTER INSERT ON :memories
     REFERENCING NEW TABLE AS dionysus_new FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
-CREATE OR REPLACE TRIGGER dionysus_capture_update AFTER UPDATE ON memories
+CREATE OR REPLACE TRIGGER dionysus_capture_update AFTER UPDATE ON :memories
     REFERENCING OLD TABLE AS dionysus_old NEW TABLE AS dionysus_new
     FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
-CREATE OR REPLACE TRIGGER dionysus_capture_delete AFTER DELETE ON memories
+CREATE OR REPLACE TRIGGER dionysus_capture_delete AFTER DELETE ON :memories
     REFERENCING OLD TABLE AS dionysus_old FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
-ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_generated;
-ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_bound;
-ALTER TABLE memories ENABLE ALWAYS TRIGGER zz_dionysus_version;
-ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_insert;
-ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_update;
-ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_capture_delete
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_generated;
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER zz_dionysus_bound;
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER zz_dionysus_version;
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_insert;
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_update;
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_delete
 
 -- short_lock_wait --
 -- Installing waits for the user's transactions at most this long; it never makes them queue up behind us.
@@ -137,7 +145,7 @@ SET LOCAL lock_timeout = '3s'
 WITH missed AS (
     SELECT dionysus_row.id, to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image,
            coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
-    FROM memories AS dionysus_row
+    FROM :memories AS dionysus_row
     WHERE (dionysus_row.sync_status IN ('pending', 'queued', 'failed') OR dionysus_row.sync_status IS NULL)
       AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
     ORDER BY dionysus_row.id
@@ -155,15 +163,26 @@ SELECT pg_try_advisory_xact_lock(7165101844002)
 SELECT id::text AS id, epoch::text AS epoch FROM dionysus_sync.store_identity
 
 -- claim_entries --
--- The next entries in seq order: at most $1, and about $2 bytes.
+-- The next entries in seq order: at most $1, and about $2 bytes; with each, what waits of the same memory from before it.
 WITH next AS MATERIALIZED (
-    SELECT seq, pg_column_size(payload) AS size
-    FROM dionysus_sync.sync_queue WHERE parked_at IS NULL ORDER BY seq LIMIT $1
+    SELECT seq, memory_id, pg_column_size(payload) AS size
+    FROM dionysus_sync.sync_queue
+    WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at <= clock_timestamp())
+    ORDER BY seq LIMIT $1
+), due AS MATERIALIZED (
+    SELECT seq, memory_id
+    FROM (SELECT seq, memory_id, sum(size) OVER (ORDER BY seq) - size AS before FROM next) AS sizes WHERE before < $2
 ), bounded AS (
-    SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM next) AS sizes WHERE before < $2
+    SELECT seq FROM due
+    UNION
+    SELECT waiting.seq FROM due CROSS JOIN LATERAL (
+        SELECT earlier.seq FROM dionysus_sync.sync_queue AS earlier
+        WHERE earlier.memory_id = due.memory_id AND earlier.seq < due.seq
+          AND earlier.parked_at IS NULL AND earlier.next_retry_at IS NOT NULL OFFSET 0
+    ) AS waiting
 )
 SELECT entry.seq, entry.entity, entry.operation, entry.created_at, entry.memory_id::text AS memory_id,
-       entry.sync_version, entry.base_version,
+       entry.sync_version, entry.base_version, entry.next_retry_at IS NOT NULL AS waited,
        to_jsonb(entry.created_at) #>> '{}' AS changed_at,
        dionysus_sync.content_hash(entry.payload) AS content_hash,
        entry.payload ->> 'content' AS content,
@@ -191,28 +210,70 @@ WITH sent AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS sent (id, version, captured)
 ), free AS (
     SELECT memories.id, sent.version, sent.captured
-    FROM memories JOIN sent ON sent.id = memories.id AND memories.sync_version >= sent.captured FOR UPDATE OF memories SKIP LOCKED
+    FROM :memories JOIN sent ON sent.id = memories.id AND memories.sync_version >= sent.captured
+    FOR NO KEY UPDATE OF memories SKIP LOCKED
 )
-UPDATE memories
+UPDATE :memories
 SET synced_version = free.version, synced_at = clock_timestamp(), remote_id = memories.id::text,
-    sync_version = memories.sync_version + greatest(free.version - free.captured, 0),
     sync_status = CASE WHEN memories.sync_version = free.captured THEN 'synced' ELSE memories.sync_status END
 FROM free WHERE memories.id = free.id
 
--- count_on --
--- Parameters as of `stamp`. A push that has carried on the count of a row that was inserted again carries it on for the
--- changes that were captured after it too: a delete among them would seem older than what the remote holds.
+-- lock_rows --
+-- $1 ids: the rows that nobody else holds. Who holds one may keep it for hours, and is about to change it.
+SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+
+-- carry_on --
+-- $1 ids of locked rows, $2 versions that the remote confirmed, $3 the lower ones under which the rows were captured,
+-- $4 the seq of the last entry that was sent: the row and the changes captured since then count on from what the remote
+-- holds. A row that was deleted and inserted once more since then is another one. Returns the ids of the rows that do.
+WITH sent AS (
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::bigint[]) AS sent (id, version, captured, seq)
+), carried AS (
+    UPDATE :memories
+    SET synced_version = sent.version, synced_at = clock_timestamp(), remote_id = memories.id::text,
+        sync_version = memories.sync_version + sent.version - sent.captured,
+        sync_status = CASE WHEN memories.sync_version = sent.captured THEN 'synced' ELSE memories.sync_status END
+    FROM sent
+    WHERE memories.id = sent.id AND memories.sync_version >= sent.captured
+      AND NOT EXISTS (
+          SELECT FROM dionysus_sync.sync_queue AS later
+          WHERE later.memory_id = sent.id AND later.seq > sent.seq AND later.operation <> 'update'
+      )
+    RETURNING memories.id, sent.version, sent.captured, sent.seq
+), counted AS (
+    UPDATE dionysus_sync.sync_queue AS entry
+    SET sync_version = entry.sync_version + carried.version - carried.captured, base_version = carried.version
+    FROM carried WHERE entry.memory_id = carried.id AND entry.seq > carried.seq
+)
+SELECT id::text AS id FROM carried
+
+-- held_rows --
+-- $1 ids, $2 those of them whose rows are locked: the rows that somebody else holds.
+SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[]) AND id <> ALL ($2::uuid[])
+
+-- changed_since --
+-- $1 ids, $2 seqs: the ids that have an entry after that one.
+SELECT sent.id::text AS id FROM unnest($1::uuid[], $2::bigint[]) AS sent (id, seq)
+WHERE EXISTS (
+    SELECT FROM dionysus_sync.sync_queue AS later
+    WHERE later.memory_id = sent.id AND later.seq > sent.seq AND later.parked_at IS NULL
+)
+
+-- keep --
+-- $1 seqs, $2 the version that the remote confirmed or null: the entry waits for its row, up to 16 s each time. A later
+-- change of the memory takes it along at once.
 UPDATE dionysus_sync.sync_queue AS entry
-SET sync_version = entry.sync_version + sent.version - sent.captured, base_version = sent.version
-FROM unnest($1::uuid[], $2::integer[], $3::integer[]) AS sent (id, version, captured)
-WHERE entry.memory_id = sent.id AND sent.version > sent.captured AND entry.parked_at IS NULL
+SET base_version = coalesce(kept.version, entry.base_version), retry_count = entry.retry_count + 1,
+    next_retry_at = clock_timestamp() + interval '1 second' * 2 ^ least(entry.retry_count, 4)
+FROM unnest($1::bigint[], $2::integer[]) AS kept (seq, version) WHERE entry.seq = kept.seq
 
 -- mark_status --
 -- $1 ids, $2 the sync_status of their rows; rows that somebody holds are left as they are.
 WITH free AS (
-    SELECT id FROM memories WHERE id = ANY ($1::uuid[]) AND sync_status IS DISTINCT FROM $2 FOR UPDATE SKIP LOCKED
+    SELECT id FROM :memories WHERE id = ANY ($1::uuid[]) AND sync_status::text IS DISTINCT FROM $2::text
+    FOR NO KEY UPDATE SKIP LOCKED
 )
-UPDATE memories SET sync_status = $2 FROM free WHERE memories.id = free.id
+UPDATE :memories SET sync_status = $2 FROM free WHERE memories.id = free.id
 
 -- park --
 -- $1 seqs, $2 errors.
@@ -221,11 +282,11 @@ SET parked_at = clock_timestamp(), last_error = parked.error, retry_count = entr
 FROM unnest($1::bigint[], $2::text[]) AS parked (seq, error) WHERE entry.seq = parked.seq
 
 -- rebase --
--- $1 ids, $2 the remote's versions: the live row goes above what the remote holds. Returns the rows that did.
+-- $1 ids of locked rows, $2 the remote's versions: the live row goes above what the remote holds. Returns the rows that did.
 WITH held AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[]) AS held (id, version)
 )
-UPDATE memories SET sync_version = held.version + 1, synced_version = held.version, sync_status = 'pending'
+UPDATE :memories SET sync_version = held.version + 1, synced_version = held.version, sync_status = 'pending'
 FROM held WHERE memories.id = held.id AND memories.sync_version <= held.version
 RETURNING memories.id
 
@@ -234,7 +295,7 @@ RETURNING memories.id
 INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
 SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
        dionysus_row.sync_version, dionysus_row.synced_version
-FROM memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
+FROM :memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
 
 -- note_conflicts --
 INSERT INTO dionysus_sync.conflicts (memory_id, winner, local_version, remote_version, local_content, remote_content)
@@ -248,10 +309,10 @@ VALUES ($1, $2, $3, $4::uuid[], $5, $6, $7)
 -- live_versions --
 -- $1 ids: where the local rows stand.
 SELECT id::text AS id, coalesce(sync_version, 1) AS version, left(content, 100) AS content
-FROM memories WHERE id = ANY ($1::uuid[])
+FROM :memories WHERE id = ANY ($1::uuid[])
 
 -- table_definition --
-SELECT dionysus_sync.definition_of(to_regclass('memories'))::text
+SELECT dionysus_sync.definition_of(to_regclass(:'memories'))::text
 
 -- recreate_memories --
 -- $1 schema, $2 definition.
@@ -272,14 +333,14 @@ CREATE TEMPORARY TABLE IF NOT EXISTS dionysus_restore (
 -- Rows of the page that are in memories already are not restored; their number. Each is looked up by its key, see below.
 WITH gone AS (
     DELETE FROM pg_temp.dionysus_restore AS page
-    WHERE (SELECT true FROM memories WHERE memories.id = page.id LIMIT 1)
+    WHERE (SELECT true FROM :memories WHERE memories.id = page.id LIMIT 1)
     RETURNING 1
 )
 SELECT count(*) FROM gone
 
 -- write_restored --
 -- $1 whether rows that are there are overwritten; the number of rows written.
-SELECT dionysus_sync.write_restored(to_regclass('memories'), $1)
+SELECT dionysus_sync.write_restored(to_regclass(:'memories'), $1)
 
 -- verify_restored --
 -- The ids of the page whose row is not there or has another hash. A row with more columns than were captured of it is
@@ -288,7 +349,7 @@ SELECT dionysus_sync.write_restored(to_regclass('memories'), $1)
 SELECT page.id::text AS id
 FROM pg_temp.dionysus_restore AS page LEFT JOIN LATERAL (
     SELECT to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image
-    FROM memories AS dionysus_row WHERE dionysus_row.id = page.id LIMIT 1
+    FROM :memories AS dionysus_row WHERE dionysus_row.id = page.id LIMIT 1
 ) AS here ON true
 WHERE here.image IS NULL
    OR (dionysus_sync.content_hash(here.image) <> page.content_hash
@@ -309,7 +370,7 @@ SELECT image ->> 'id' AS id, coalesce((image ->> 'sync_version')::integer, 1) AS
        dionysus_sync.content_hash(image - dionysus_sync.sync_columns()) AS content_hash
 FROM (
     SELECT to_jsonb(dionysus_row.*) AS image
-    FROM memories AS dionysus_row
+    FROM :memories AS dionysus_row
     WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
       AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
       AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
@@ -336,7 +397,7 @@ INSERT INTO dionysus_sync.recoveries (report) VALUES ($1::jsonb)
 
 -- local_state --
 -- What needs no table of the user's.
-SELECT to_regclass('memories') IS NOT NULL AS table_present,
+SELECT to_regclass(:'memories') IS NOT NULL AS table_present,
        (SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL) AS queued,
        (SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL) AS parked,
        (SELECT min(created_at) FROM (SELECT created_at FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
@@ -350,7 +411,11 @@ SELECT to_regclass('memories') IS NOT NULL AS table_present,
 FROM dionysus_sync.store_identity AS identity
 
 -- count_memories --
-SELECT count(*) FROM memories
+SELECT count(*) FROM :memories
+
+-- confirmed_ids --
+-- $1 the last id of the page before or null, $2 how many.
+SELECT id::text AS id FROM memories WHERE sync_status = 'synced' AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2
 
 -- queue_length --
 SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
@@ -367,7 +432,7 @@ SELECT dionysus_row.id::text AS memory_id,
        to_jsonb(dionysus_row.created_at) #>> '{}' AS created_at,
        to_jsonb(session.started_at) #>> '{}' AS session_started_at, session.summary AS session_summary
 FROM (SELECT replace(plainto_tsquery('english', $1)::text, ' & ', ' | ')::tsquery AS query) AS wanted,
-     memories AS dionysus_row LEFT JOIN dionysus_sync.sessions AS session ON session.id::text = dionysus_row.session_id::text
+     :memories AS dionysus_row LEFT JOIN dionysus_sync.sessions AS session ON session.id::text = dionysus_row.session_id::text
 WHERE to_tsvector('english', coalesce(dionysus_row.content, '')) @@ wanted.query
   AND (cardinality($2::text[]) = 0 OR dionysus_row.source_project = ANY ($2))
   AND (cardinality($3::text[]) = 0 OR dionysus_row.session_id::text = ANY ($3))

@@ -55,6 +55,15 @@ _NOT_WHAT_WE_INSTALLED = (
 )
 
 
+def for_schema(statement: str, schema: str) -> str:
+    """A statement with the full name of `memories`, bare and as a literal, and with the user's path."""
+    path = '"' + schema.replace('"', '""') + '"'
+    memories = f"{path}.memories"
+    for name, value in (("path", path), ("memories", memories)):
+        statement = statement.replace(f":'{name}'", "'" + value.replace("'", "''") + "'")
+    return statement.replace(":memories", memories)
+
+
 def in_our_words(error: Exception) -> DionysusError | None:
     """The error of our tree that stands for a driver's or the system's; `None` for one that is neither's."""
     if isinstance(error, _PERSON_HAS_TO_ACT):
@@ -66,7 +75,8 @@ def in_our_words(error: Exception) -> DionysusError | None:
     if isinstance(error, pg.ProgramLimitExceededError):
         return TooLarge(_text(error), where=WHERE)
     if isinstance(error, (pg.InterfaceError, pg.InternalClientError)) and not isinstance(error, ValueError):
-        return Unavailable(_text(error), where=WHERE)
+        closed = "connection is closed" in str(error)
+        return Unavailable("the connection was closed" if closed else _text(error), where=WHERE, hint=CHECK)
     if isinstance(error, (pg.PostgresError, pg.InterfaceError)):
         return Refused(_text(error), where=WHERE)
     return None
@@ -87,13 +97,21 @@ def our_errors() -> Iterator[None]:
         raise in_our_words(error) or error from error
 
 
+@asynccontextmanager
+async def users_path(connection: "Connection", sql: Mapping[str, str]) -> AsyncIterator[None]:
+    """For statements that fire the user's triggers; an error ends the transaction, and the path with it."""
+    await connection.execute(sql["users_path"])
+    yield
+    await connection.execute(sql["own_path"])
+
+
 class Database:
     """A lazily opened pool of the local store.
 
     Args:
         address: Gives the URL; may raise `Unavailable` while an embedded server is being started.
-        schema: Where `memories` stands: the connections' search path.
-        statements: The named SQL.
+        schema: Where `memories` stands.
+        statements: The named SQL; `:memories` in it becomes the table's full name.
         connect_timeout: Seconds until a server that does not answer counts as away.
     """
 
@@ -105,7 +123,7 @@ class Database:
         connect_timeout: float = 5.0,
     ) -> None:
         self.schema = schema
-        self.sql = statements
+        self.sql = {name: for_schema(statement, schema) for name, statement in statements.items()}
         self._address = address
         self._connect_timeout = connect_timeout
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -189,7 +207,7 @@ class Database:
                 connection.terminate()
 
     def _settings(self) -> dict[str, str]:
-        """Of each connection. A row's JSON, and so its hash, depends on all but the first and the last."""
+        """Of each connection. A row's JSON, and so its hash, depends on the time zone and the forms of output."""
         return {
             "application_name": APPLICATION_NAME,
             "timezone": "UTC",
@@ -197,5 +215,11 @@ class Database:
             "datestyle": "ISO",
             "intervalstyle": "iso_8601",
             "bytea_output": "hex",
-            "search_path": '"' + self.schema.replace('"', '""') + '"',
+            # Not the user's schema: whoever may create in it could put a function there that runs with our rights.
+            "search_path": "pg_catalog, pg_temp",
+            # Of ours, whatever the database or the role has been given.
+            "statement_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+            "idle_session_timeout": "0",
+            "lock_timeout": "10s",
         }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asyncpg import exceptions as pg
 
-from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words
+from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words, users_path
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
 from dionysus_sync_mcp.domain.errors import DionysusError, Refused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.memory import Version, properties_of
@@ -76,7 +76,7 @@ class PostgresOutbox:
         async with self._database.transaction() as connection:
             await connection.execute(sql["mark_engine"])
             with _despite_the_table():
-                async with connection.transaction():
+                async with connection.transaction(), users_path(connection, sql):
                     await connection.execute(sql["mark_status"], memory_ids, "queued")
             await note_event(connection, sql, event)
 
@@ -108,42 +108,95 @@ class PostgresClaim:
         """See `Claim.settle`. The user's table may be gone, or refuse a change: that never stops the queue."""
         execute, sql = self._connection.execute, self._sql
         await execute(sql["mark_engine"])
-        parked = [*settlement.parked, *await self._change_rows(settlement)]
-        kept = {p.seq for p in parked}
-        await execute(sql["acknowledge"], [seq for seq in settlement.acknowledged if seq not in kept])
+        counted_on = [stamp for stamp in settlement.stamps if stamp.version > stamp.captured]
+        waiting = await self._carry_on(counted_on)
+        held, unchanged = await self._change_rows(settlement)
+        kept = await self._keep(waiting, held)
+        parked = [*settlement.parked, *unchanged]
+        left = kept | {p.seq for p in parked}
+        await execute(sql["acknowledge"], [seq for seq in settlement.acknowledged if seq not in left])
         await execute(sql["park"], [p.seq for p in parked], [p.error for p in parked])
-        await self._note_conflicts(settlement.conflicts)
+        await self._note_conflicts([c for c in settlement.conflicts if c.memory_id not in held])
         if settlement.event:
             await note_event(self._connection, sql, settlement.event)
-        await self._stamp(settlement.stamps, [e.memory_id for e in self.entries if e.seq in kept])
+        failed = {p.seq for p in parked}
+        others = [stamp for stamp in settlement.stamps if stamp.version <= stamp.captured]
+        await self._stamp(others, [e.memory_id for e in self.entries if e.seq in failed])
 
-    async def _change_rows(self, settlement: Settlement) -> list[Parking]:
-        """Rebase and pull; entries of memories whose row could not be changed are parked with the reason."""
+    async def _carry_on(self, stamps: Sequence[Stamp]) -> list[Stamp]:
+        """Rows count on from the number that they were sent by; those of which an entry has to wait until they can."""
+        if not stamps:
+            return []
+        ids = [s.memory_id for s in stamps]
+        last = self._last_seqs()
+        seqs = [last[i] for i in ids]
+        waiting: set[str] = set()
+        with _despite_the_table():
+            async with self._connection.transaction(), users_path(self._connection, self._sql):
+                free, held = await self._lock(ids)
+                carried = await self._carry([s for s in stamps if s.memory_id in free], last)
+                changed = await self._ids("changed_since", ids, seqs)
+                waiting = (held | changed) - carried
+        return [s for s in stamps if s.memory_id in waiting]
+
+    async def _carry(self, stamps: Sequence[Stamp], last: Mapping[str, int]) -> set[str]:
+        return await self._ids(
+            "carry_on",
+            [s.memory_id for s in stamps],
+            [s.version for s in stamps],
+            [s.captured for s in stamps],
+            [last[s.memory_id] for s in stamps],
+        )
+
+    async def _lock(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Ids of rows that are locked now, and of those that somebody else holds."""
+        free = await self._ids("lock_rows", ids)
+        return free, await self._ids("held_rows", ids, sorted(free))
+
+    async def _ids(self, statement: str, *columns: Sequence[object]) -> set[str]:
+        return {r["id"] for r in await self._connection.fetch(self._sql[statement], *columns)}
+
+    def _last_seqs(self) -> dict[str, int]:
+        """Of each memory, the seq of the last entry that was sent."""
+        return {e.memory_id: e.seq for e in self.entries if e.memory_id and not e.broken}
+
+    async def _keep(self, waiting: Sequence[Stamp], held: set[str]) -> set[int]:
+        """The newest entries of these memories wait: with what the remote confirmed, or as they are."""
+        last = self._last_seqs()
+        kept: dict[int, int | None] = {last[s.memory_id]: s.version for s in waiting}
+        kept.update(dict.fromkeys(last[i] for i in held))
+        if kept:
+            await self._connection.execute(self._sql["keep"], list(kept), list(kept.values()))
+        return set(kept)
+
+    async def _change_rows(self, settlement: Settlement) -> tuple[set[str], list[Parking]]:
+        """Rebase and pull: the memories whose row somebody holds, and the parked entries of those that refused."""
         changed = {s.memory_id for s in settlement.rebased} | {m.id for m in settlement.pulled}
         if not changed:
-            return []
+            return set(), []
         try:
             async with self._connection.transaction():
-                await self._rebase(settlement.rebased)
-                await overwrite_rows(self._connection, self._sql, settlement.pulled)
+                async with users_path(self._connection, self._sql):
+                    free, held = await self._lock(sorted(changed))
+                await self._rebase([s for s in settlement.rebased if s.memory_id in free])
+                await overwrite_rows(self._connection, self._sql, [m for m in settlement.pulled if m.id in free])
         except (pg.PostgresError, pg.InterfaceError, Refused) as error:
             reason = _about_the_table(error).what
-            return [Parking(e.seq, reason) for e in self.entries if e.memory_id in changed]
-        return []
+            return set(), [Parking(e.seq, reason) for e in self.entries if e.memory_id in changed]
+        return held, []
 
     async def _rebase(self, rebased: Sequence[Stamp]) -> None:
         versions = [s.version for s in rebased]
-        rows = await self._connection.fetch(self._sql["rebase"], [s.memory_id for s in rebased], versions)
+        async with users_path(self._connection, self._sql):
+            rows = await self._connection.fetch(self._sql["rebase"], [s.memory_id for s in rebased], versions)
         await self._connection.execute(self._sql["enqueue_rows"], [r["id"] for r in rows])
 
     async def _stamp(self, stamps: Sequence[Stamp], failed: Sequence[str | None]) -> None:
         """The stamps on the user's rows come last: their locks are held for an instant only."""
         execute, sql = self._connection.execute, self._sql
         columns = [s.memory_id for s in stamps], [s.version for s in stamps], [s.captured for s in stamps]
-        if any(s.version > s.captured for s in stamps):
-            await execute(sql["count_on"], *columns)
         with _despite_the_table():
-            async with self._connection.transaction():
+            async with self._connection.transaction(), users_path(self._connection, sql):
                 await execute(sql["mark_status"], failed, "failed")
                 await execute(sql["stamp"], *columns)
 
@@ -192,6 +245,7 @@ def _entry(record: "asyncpg.Record") -> QueueEntry:
         "created_at": record["created_at"],
         "memory_id": record["memory_id"],
         "base_version": record["base_version"],
+        "waited": record["waited"],
     }
     if record["entity"] != "memory":
         return QueueEntry(**common, payload=json.loads(record["rest"]))
