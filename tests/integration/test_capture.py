@@ -9,7 +9,8 @@ import pytest
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.adapters.statements import load_migrations
-from tests.integration.stores import INSERT, Client, operations, plain_client, queue, uid
+from dionysus_sync_mcp.runtime import Runtime
+from tests.integration.stores import INSERT, Client, node, operations, plain_client, queue, uid
 from tests.services.local_store import opened
 
 MANY_TYPES = """
@@ -342,3 +343,29 @@ async def test_something_else_in_the_queue_does_not_stop_it(migrated_database_ur
     async with opened(migrated_database_url) as database, PostgresOutbox(database).claim(10, 10_000) as claim:
         assert claim is not None
         assert [bool(entry.broken) for entry in claim.entries] == [True, False]
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("updates", [0, 1, 4])
+async def test_ids_that_shift_in_one_statement_lose_no_content(
+    program: Runtime, client: Client, empty_neo4j: str, updates: int
+) -> None:
+    """A row that takes the id of a row that moves on is captured whatever their versions are, and pushed."""
+    await client.execute("ALTER TABLE memories DROP CONSTRAINT memories_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
+    await client.execute(INSERT, uid(2), "B")
+    for number in range(updates):
+        await client.execute("UPDATE memories SET content = $1", f"B{number}")
+    await client.execute(INSERT, uid(1), "A")
+    before = await client.fetchval("SELECT content FROM memories WHERE id = $1", uid(2))
+    await program.sync(embed=False)
+    await client.execute(
+        "UPDATE memories SET id = CASE id WHEN $1::uuid THEN $2::uuid ELSE $3 END", uid(1), uid(2), uid(3)
+    )
+    assert {(e.memory_id, e.image["content"]) for e in await queue(client) if e.operation != "delete"} == {
+        (uid(2), "A"),
+        (uid(3), before),
+    }
+    await program.sync(embed=False)
+    assert [(await node(empty_neo4j, uid(i)))["content"] for i in (2, 3)] == ["A", before]
+    assert "deleted_at" in await node(empty_neo4j, uid(1))
+    assert set(await client.fetch("SELECT DISTINCT sync_status FROM memories")) == {("synced",)}

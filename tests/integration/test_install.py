@@ -11,6 +11,7 @@ import pytest
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, NotAdoptable, SchemaMismatch, Unavailable
+from tests.integration.roles import role_of
 from tests.integration.stores import Client, operations, plain_client, uid
 from tests.services.local_store import opened
 
@@ -49,17 +50,6 @@ async def installer_of(url: str, schema: str = "public") -> AsyncIterator[Instal
     """The installer of a database."""
     async with opened(url, schema) as database:
         yield Installer(database, load_migrations())
-
-
-@asynccontextmanager
-async def role_of(client: Client, url: str, rights: str = "") -> AsyncIterator[str]:
-    """The URL of a role without any right but those given, `{role}` standing for its name."""
-    role = "plain_" + re.sub(r"\W", "", url.split("?")[0].rsplit("/", 1)[-1])
-    await client.execute(f"CREATE ROLE {role} LOGIN; {rights.format(role=role)}")
-    try:
-        yield re.sub(r"//[^@/]*@", f"//{role}@", url)
-    finally:
-        await client.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
 async def catalogue(client: Client) -> list[str]:
