@@ -60,7 +60,7 @@ CALL (fresh) {
   FOREACH (_ IN CASE WHEN r.deleted OR r.text_hash IS NULL THEN [] ELSE [1] END | SET m:Unembedded)
   FOREACH (_ IN CASE WHEN s IS NULL THEN [] ELSE [1] END | CREATE (m)-[:BELONGS_TO]->(s))
   FOREACH (_ IN CASE WHEN p IS NULL THEN [] ELSE [1] END | CREATE (m)-[:TAGGED_WITH]->(p))
-  RETURN collect([r.id, 'created', r.version, null]) AS created
+  RETURN collect([r.id, 'created', r.version, null, false]) AS created
 }
 CALL (others) {
   UNWIND others AS r
@@ -136,7 +136,12 @@ CALL (others) {
     MATCH (p:Project {id: r.state.source_project})
     MERGE (m)-[:TAGGED_WITH]->(p)
   }
-  RETURN collect([r.id, outcome, m.sync_version, replaced]) AS written
+  RETURN collect([r.id, outcome, m.sync_version, replaced,
+    // A delete that was captured after what stands here, by one store: its count started again, and is no measure.
+    r.deleted AND outcome IN ['stale', 'conflict_lost'] AND m.origin = $store AND m.deleted_at IS NULL AND EXISTS {
+      (m)-[:HAS_VERSION]->(h:MemoryVersion {sync_version: m.sync_version, content_hash: m.content_hash})
+      WHERE h.operation <> 'delete' AND h.changed_at < datetime(r.changed_at)
+    }]) AS written
 }
 RETURN created + written AS outcomes
 
@@ -257,6 +262,21 @@ RETURN [
   COUNT { MATCH (m:Memory) WHERE m.deleted_at IS NOT NULL },
   COUNT { MATCH (:MemoryVersion) }
 ] AS counts
+
+// holdings //
+// In the field order of engine.ports.Holdings. $store: id of a local store. Where no other store has written, everything
+// is its own and nothing has to be scanned.
+WITH COUNT { MATCH (s:Store) WHERE s.id <> $store } = 0 AS alone
+CALL (alone) {
+  WITH alone WHERE alone
+  WITH COUNT { MATCH (:Memory) } AS memories, COUNT { MATCH (m:Memory) WHERE m.deleted_at IS NOT NULL } AS tombstones
+  RETURN memories - tombstones AS live, tombstones
+  UNION ALL
+  WITH alone WHERE NOT alone
+  MATCH (m:Memory {origin: $store})
+  RETURN count(m) - count(m.deleted_at) AS live, count(m.deleted_at) AS tombstones
+}
+RETURN [EXISTS { MATCH (:Store {id: $store}) }, sum(live), sum(tombstones)] AS holdings
 
 // texts_without_vector //
 // [id, content, text_hash] of memories that wait for a vector. $limit: at most so many.

@@ -30,6 +30,7 @@ from dionysus_sync_mcp.engine.ports import Scope
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
 from dionysus_sync_mcp.engine.recover import Recoverer
+from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.reports import (
     InitReport,
     InitStep,
@@ -172,8 +173,17 @@ class Runtime:
         )
         self.guard = Guard(self.installer, self.remote, may_initialise=self.addresses[0].embedded)
         self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
-        self._syncer = Syncer((self.database, self.remote), self.pusher, self.outbox, self.remote, self.embedder)
         restorer = PostgresRestorer(self.database, self.installer)
+        refiller = Refiller(self.reading, self.remote, restorer, self.guard)
+        self._syncer = Syncer(
+            (self.database, self.remote),
+            self.pusher,
+            self.outbox,
+            self.remote,
+            self.embedder,
+            refill=refiller.refill_once,
+            shortcomings=self._status.shortcomings,
+        )
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
         self._worker = Worker(
             self.pusher,
@@ -183,6 +193,7 @@ class Runtime:
             self.embedder,
             poll=settings.dionysus_poll_ms / 1000,
             save_session=self._save_session,
+            refill=refiller.refill_once,
         )
         self._working = False
 

@@ -415,7 +415,7 @@ SELECT count(*) FROM :memories
 
 -- confirmed_ids --
 -- $1 the last id of the page before or null, $2 how many.
-SELECT id::text AS id FROM memories WHERE sync_status = 'synced' AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2
+SELECT id::text AS id FROM :memories WHERE sync_status = 'synced' AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2
 
 -- queue_length --
 SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL

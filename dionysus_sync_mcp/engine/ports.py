@@ -100,6 +100,7 @@ class QueueEntry:
     base_version: int | None = None
     version: Version | None = None
     payload: dict[str, Any] = field(default_factory=dict)
+    waited: bool = False  # it was sent before, and kept since its row was held; `base_version` is the number it went by
     broken: str | None = None  # why it cannot be read, for an entry that something else than the capture wrote
 
 
@@ -154,8 +155,11 @@ class SyncEvent:
 class Settlement:
     """What a push writes back to the local store, all of it or nothing.
 
+    A memory that has to change here (a stamp above `captured`, `rebased`, `pulled`) but whose row somebody holds keeps
+    its newest entry, which waits a little, or until the memory's next change.
+
     Attributes:
-        acknowledged: `seq` of entries that are done with.
+        acknowledged: `seq` of entries that are done with, but for those.
         rebased: Memories whose live local row the remote holds at a version that this store never saw, with that
             version: the row gets that version + 1 and is queued again.
         pulled: Memories that the remote has won: the local row becomes this.
@@ -218,6 +222,7 @@ class RowOutcome(NamedTuple):
     outcome: Outcome
     version: int  # the remote's after the write
     replaced: str | None = None  # the first 100 characters of what a `conflict_won` replaced
+    outlived: bool = False  # a delete was not taken, though what lives there was captured before it by the same store
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +332,10 @@ class RemoteReader(Protocol):
 
     async def counts(self) -> "RemoteCounts": ...
 
+    async def holdings(self, store: str) -> "Holdings":
+        """What the local store with this id wrote last; what other stores wrote does not count."""
+        ...
+
     async def definition(self) -> str | None:
         """The newest definition of a local table that was noted, JSON text."""
         ...
@@ -338,6 +347,14 @@ class RemoteCounts(NamedTuple):
     live: int
     tombstones: int
     versions: int
+
+
+class Holdings(NamedTuple):
+    """What the remote store holds of one local store."""
+
+    known: bool  # whether that store has ever written here
+    live: int
+    tombstones: int
 
 
 class PageResult(NamedTuple):
@@ -370,6 +387,18 @@ class Restorer(Protocol):
         ...
 
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None: ...
+
+
+class Refilling(Protocol):
+    """The local store's side of filling a remote store again that has lost memories."""
+
+    async def confirmed_ids(self, after: str, limit: int) -> list[str]:
+        """Ids above `after`, in order, of rows that the remote has confirmed as they are now."""
+        ...
+
+    async def forget_confirmation(self, memory_ids: Sequence[str], event: SyncEvent) -> int:
+        """Mark these rows as pending, so that they are queued again, and audit it; how many were."""
+        ...
 
 
 # --- query -------------------------------------------------------------------------------------------------------

@@ -62,6 +62,10 @@ class RemoteReport(Report):
     live: Annotated[Count, Field(description="Memories.")]
     tombstones: Annotated[Count, Field(description="Memories deleted locally, kept with content and history.")]
     versions: Annotated[Count, Field(description="Versions in the history.")]
+    own_live: Annotated[Count | None, Field(description="Memories that this local store wrote; null if unknown.")] = (
+        None
+    )
+    own_tombstones: Annotated[Count, Field(description="Tombstones that this local store wrote.")] = 0
     without_vector: Annotated[Count, Field(description="Memories that have no current vector yet.")]
 
 

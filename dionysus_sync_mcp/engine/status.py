@@ -1,13 +1,23 @@
 """Status: reads only, fast, and answers whatever is away."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import anyio
 
 from dionysus_sync_mcp.domain.errors import DionysusError
-from dionysus_sync_mcp.engine.ports import Health, LocalState, LocalStatus, RemoteReader, Service, VectorStore
+from dionysus_sync_mcp.domain.exposure import Counts, missing_here, missing_there
+from dionysus_sync_mcp.engine.ports import (
+    Health,
+    LocalState,
+    LocalStatus,
+    RemoteReader,
+    Service,
+    StoreIdentity,
+    VectorStore,
+)
 from dionysus_sync_mcp.engine.reports import (
     Exposure,
     LocalReport,
@@ -23,6 +33,14 @@ from dionysus_sync_mcp.engine.tasks import first_error
 RUN_INIT = "Run 'dionysus-sync-mcp init' to start protecting this database."
 CANNOT_TELL = "Check the rights of the roles that DATABASE_URL and NEO4J_USER name."
 RECOVER = "Call recover_from_remote without plan_id to see what can be brought back."
+RECOVER_DELETED = (
+    "Call recover_from_remote with include_deleted=true, without plan_id, to see what can be brought back."
+)
+PARKED = "Parked changes are in the local store only: mend what the remote store refuses, then change these rows again."
+REFILL = "Call sync_now: it queues again what the remote store lacks."
+SYNCED = "Nothing to do: every change is in the remote store."
+# Looking twice tells a loss from a change that was on its way between the looks at both sides.
+SECOND_LOOK_SECONDS = 0.3
 
 
 @dataclass(slots=True)
@@ -63,6 +81,7 @@ class StatusReader:
                     tasks.start_soon(self._look_at_service, service, looks, timeout)
                 tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
                 tasks.start_soon(_within, timeout, "neo4j", self._look_at_remote, looks)
+        await self._look_again(looks)
         health = [looks.health[name] for name in sorted(looks.health, reverse=True)]
         warnings, next_step = advise(health, looks.local, looks.remote, worker, looks.unread)
         return StatusReport(
@@ -77,6 +96,27 @@ class StatusReader:
             version=self._version,
         )
 
+    async def shortcomings(self, timeout: float) -> tuple[list[str], str]:
+        """What of the memories is missing on one side or parked: the warnings, and what to do, empty if nothing is."""
+        looks = _Looks()
+        with first_error():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
+                tasks.start_soon(_within, timeout, "neo4j", self._look_at_counts, looks)
+        await self._look_again(looks)
+        found = [*_losses(looks.local, looks.remote), *_parked(looks.local)]
+        return [warning for warning, _ in found], next((step for _, step in found if step), "")
+
+    async def _look_again(self, looks: _Looks) -> None:
+        """What was missing must still be missing, counted with what the table holds after the remote was read."""
+        first = looks.local
+        if first is None or looks.remote is None or not _differences(first, looks.remote):
+            return
+        with anyio.move_on_after(SECOND_LOOK_SECONDS), suppress(DionysusError):
+            second = await self._local.state()
+            if not _differences(second, looks.remote):
+                looks.local = second
+
     async def _look_at_service(self, service: Service, looks: _Looks, timeout: float) -> None:
         health = await service.health(timeout)
         looks.health[health.service] = health
@@ -85,11 +125,31 @@ class StatusReader:
         looks.local = await self._local.state()
 
     async def _look_at_remote(self, looks: _Looks) -> None:
+        await self._look_at_counts(looks)
+        if looks.remote:
+            waiting = await self._vectors.count_without_vector()
+            looks.remote = looks.remote.model_copy(update={"without_vector": waiting})
+
+    async def _look_at_counts(self, looks: _Looks) -> None:
         counts = await self._reader.counts()
-        without_vector = await self._vectors.count_without_vector()
+        identity = await self._identity()
+        held = await self._reader.holdings(identity.id) if identity else None
         looks.remote = RemoteReport(
-            live=counts.live, tombstones=counts.tombstones, versions=counts.versions, without_vector=without_vector
+            live=counts.live,
+            tombstones=counts.tombstones,
+            versions=counts.versions,
+            own_live=held.live if held else None,
+            own_tombstones=held.tombstones if held else 0,
+            without_vector=0,
         )
+
+    async def _identity(self) -> StoreIdentity | None:
+        """Where the local store cannot be read, what is its own is unknown, and the rest is still worth saying."""
+        try:
+            with anyio.fail_after(SECOND_LOOK_SECONDS):
+                return (await self._local.state()).identity
+        except (DionysusError, TimeoutError):
+            return None
 
 
 async def _within(timeout: float, service: str, look: Callable[[_Looks], Awaitable[None]], looks: _Looks) -> None:
@@ -126,7 +186,13 @@ def advise(
         return warnings, "Changes wait for a worker, such as Claude Code's; call sync_now to push them now."
     if local and local.queued:
         return warnings, "Changes are on their way; call sync_now to wait until they are in the remote store."
-    return warnings, "Nothing to do: every change is in the remote store."
+    elsewhere = remote.live - local.memories if local and remote else 0
+    if elsewhere > 0:
+        return (
+            warnings,
+            f"{SYNCED} It also holds {elsewhere} memories that are not here; recover_from_remote brings them.",
+        )
+    return warnings, SYNCED
 
 
 def _losses(local: LocalState | None, remote: RemoteReport | None) -> list[tuple[str, str]]:
@@ -135,13 +201,36 @@ def _losses(local: LocalState | None, remote: RemoteReport | None) -> list[tuple
     if not local.initialised:
         return [("This database is not protected yet: the bookkeeping is not installed.", RUN_INIT)]
     held = remote.live if remote else 0
+    holds = f"the remote store holds {held} memories" if remote else "what the remote store holds is not known now"
     if not local.table_present:
-        return [(f"The table memories is gone; the remote store holds {held} memories.", RECOVER)]
+        return [(f"The table memories is gone; {holds}.", RECOVER)]
     if not local.memories and held:
         return [(f"The local store is empty; the remote store holds {held} memories.", RECOVER)]
     if not local.capture_installed:
         return [("Changes are not being captured: the triggers are missing or disabled.", RUN_INIT)]
+    return _differences(local, remote) if remote else []
+
+
+def _differences(local: LocalState, remote: RemoteReport) -> list[tuple[str, str]]:
+    """What one side has and the other one lacks, though nothing is on its way that explains it."""
+    counts = Counts(local.memories, local.queued + local.parked, remote.live, remote.own_live or 0)
+    numbers = f"the local store holds {local.memories} memories, the remote store {{}}"
+    if missing := missing_here(counts):
+        here = numbers.format(f"{counts.own} that this store wrote")
+        return [(f"{missing} memories or more are missing here: {here}.", RECOVER)]
+    if missing := missing_there(counts):
+        return [(f"{missing} memories or more are missing in the remote store: {numbers.format(counts.live)}.", REFILL)]
+    if not counts.memories and not counts.waiting and remote.own_tombstones:
+        deleted = f"all {remote.own_tombstones} memories of this store were deleted; the remote store keeps them"
+        return [(f"The local store is empty: {deleted}.", RECOVER_DELETED)]
     return []
+
+
+def _parked(local: LocalState | None) -> list[tuple[str, str]]:
+    if local is None or not local.parked:
+        return []
+    reason = f": {local.last_parked_error}" if local.last_parked_error else ""
+    return [(f"{local.parked} changes are parked, refused by the remote store{reason}.", PARKED)]
 
 
 def _outages(health: Sequence[Health]) -> list[tuple[str, str]]:
@@ -162,10 +251,7 @@ def _blind(health: Sequence[Health], unread: Mapping[str, str]) -> list[tuple[st
 
 
 def _troubles(local: LocalState | None, worker: WorkerReport | None) -> list[tuple[str, str]]:
-    found = []
-    if local and local.parked:
-        reason = f": {local.last_parked_error}" if local.last_parked_error else ""
-        found.append((f"{local.parked} changes are parked, refused by the remote store{reason}.", ""))
+    found = _parked(local)
     if local and local.open_conflicts:
         found.append((f"{local.open_conflicts} conflicts were decided; both contents are on record.", ""))
     if worker and worker.error:

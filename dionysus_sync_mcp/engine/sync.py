@@ -31,6 +31,7 @@ class _Tally:
     warnings: list[str] = field(default_factory=list)
     away: bool = False
     in_time: bool = True
+    advice: str = ""
 
 
 class Syncer:
@@ -38,16 +39,28 @@ class Syncer:
 
     Args:
         stores: The two stores, looked at first, so that a call during an outage is answered at once.
+        refill: Queues again what the remote store has lost.
+        shortcomings: What is missing on one side or parked, read within so many seconds: warnings, and what to do.
     """
 
     def __init__(
-        self, stores: Sequence[Service], pusher: Pusher, outbox: Outbox, vectors: VectorStore, embedder: Embedder
+        self,
+        stores: Sequence[Service],
+        pusher: Pusher,
+        outbox: Outbox,
+        vectors: VectorStore,
+        embedder: Embedder,
+        *,
+        refill: Callable[[], Awaitable[int]],
+        shortcomings: Callable[[float], Awaitable[tuple[list[str], str]]],
     ) -> None:
         self._stores = stores
         self._pusher = pusher
         self._outbox = outbox
         self._vectors = vectors
         self._embedder = embedder
+        self._refill = refill
+        self._shortcomings = shortcomings
 
     async def sync(
         self, *, timeout: float | None = None, embed: bool = True, on_progress: Progress | None = None
@@ -69,6 +82,9 @@ class Syncer:
             tally.in_time = not scope.cancelled_caught
         remaining = await self._count(self._outbox.queue_length)
         without_vector = await self._count(self._vectors.count_without_vector) if not tally.away else None
+        if not tally.away and tally.in_time:
+            missing, tally.advice = await self._shortcomings(LOOK_SECONDS)
+            tally.warnings += missing
         return _report(tally, remaining, without_vector, started)
 
     async def _stores_away(self) -> list[str]:
@@ -87,6 +103,7 @@ class Syncer:
 
     async def _push(self, tally: _Tally, on_progress: Progress | None) -> None:
         try:
+            await self._refill()
             while True:
                 step = await self._pusher.push_once()
                 tally.pushed = tally.pushed.plus(step)
@@ -147,4 +164,6 @@ def _verdict(tally: _Tally, remaining: int | None) -> tuple[Literal["success", "
         return "partial", "Time ran out; the rest is pushed in the background. Call get_sync_status to follow it."
     if remaining:
         return "success", "Every change that was there is in the remote store; newer ones are on their way."
+    if tally.advice:
+        return "partial", tally.advice
     return "success", "Nothing to do: every change is in the remote store."

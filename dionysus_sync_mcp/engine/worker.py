@@ -91,6 +91,7 @@ class Worker:
     Args:
         poll: Seconds between two looks at an empty queue.
         save_session: Saves the session's row; called again until it succeeds, then once a minute.
+        refill: Queues again what the remote store has lost; how many memories were.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Worker:
         *,
         poll: float,
         save_session: Callable[[], Awaitable[None]] | None,
+        refill: Callable[[], Awaitable[int]],
     ) -> None:
         self._pusher = pusher
         self._outbox = outbox
@@ -111,6 +113,7 @@ class Worker:
         self._embedder = embedder
         self._poll = poll
         self._save_session = save_session
+        self._refill = refill
         self._outage_noted = False
         self._pushing = False
         self._push_loop = Loop("push", self._push)
@@ -129,6 +132,7 @@ class Worker:
             tasks.start_soon(Loop("guard", self._watch).run)
             tasks.start_soon(self._push_loop.run)
             tasks.start_soon(Loop("definition", self._note_definition).run)
+            tasks.start_soon(Loop("refill", self._refill_remote).run)
             tasks.start_soon(Loop("embed", self._embed).run)
             if self._save_session:
                 tasks.start_soon(Loop("session", self._keep_session).run)
@@ -169,6 +173,11 @@ class Worker:
 
     async def _note_definition(self) -> float:
         await self._guard.note_definition_once()
+        return GUARD_SECONDS
+
+    async def _refill_remote(self) -> float:
+        if queued := await self._refill():
+            logger.warning("the remote store had lost %d memories, which are queued again", queued)
         return GUARD_SECONDS
 
     async def _keep_session(self) -> float:

@@ -410,6 +410,15 @@ class RemoteContract:
         assert await bench.referenced() == linked
         assert sorted(await bench.held()) == ["a", "b"]
 
+    async def test_holdings_are_of_one_store(self, bench: Bench) -> None:
+        """What another store wrote does not count, and a store that never wrote is not known."""
+        await push(bench, change(version(1)))
+        assert await bench.remote.holdings(LAPTOP.id) == (True, 1, 0)
+        assert (await bench.remote.holdings("another")).known is False
+        await bench.remote.note_definition(StoreIdentity("another", "epoch"), "{}")
+        assert await bench.remote.holdings(LAPTOP.id) == (True, 1, 0)
+        assert await bench.remote.holdings("another") == (True, 0, 0)
+
     async def test_the_newest_definition_is_kept(self, bench: Bench) -> None:
         """What a recovery creates the local table from."""
         assert await bench.remote.definition() is None

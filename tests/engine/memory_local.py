@@ -13,6 +13,7 @@ from dionysus_sync_mcp.engine.ports import (
     Conflict,
     InstallStep,
     LiveVersion,
+    LocalState,
     PageResult,
     QueueEntry,
     Scope,
@@ -56,6 +57,8 @@ class MemoryLocal:
     bookkeeping: bool = True
     shape: str | None = "the shape"
     refusing: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)  # rows that a transaction of somebody's holds
+    waiting: set[int] = field(default_factory=set)
     failure: Exception | None = None
     pushing: bool = False
     last_seq: int = 0
@@ -97,7 +100,7 @@ class MemoryLocal:
         return self.rows
 
     def _now(self) -> str:
-        return (START + timedelta(seconds=len(self.entries) + len(self.rows or ()))).isoformat()
+        return (START + timedelta(seconds=self.last_seq)).isoformat()
 
     def _check(self) -> None:
         if self.failure:
@@ -117,7 +120,7 @@ class MemoryLocal:
             claim = MemoryClaim(self, self.identity_, self._bounded(rows, size))
             yield claim
             if claim.settlement:
-                self._settle(claim.settlement)
+                self._settle(claim.settlement, claim.entries)
         finally:
             self.pushing = False
 
@@ -139,52 +142,82 @@ class MemoryLocal:
     def _bounded(self, rows: int, size: int) -> list[QueueEntry]:
         chosen: list[QueueEntry] = []
         used = 0
-        for entry in [e for seq, e in sorted(self.entries.items()) if seq not in self.parked][:rows]:
+        queued = [e for seq, e in sorted(self.entries.items()) if seq not in self.parked]
+        due = [e for e in queued if e.seq not in self.waiting]
+        for entry in due[:rows]:
             if used >= size:
                 break
             used += len((entry.version.properties.content if entry.version else None) or "")
             chosen.append(entry)
-        return chosen
+        taken = {e.memory_id for e in chosen if e.memory_id}
+        return sorted([*chosen, *(e for e in queued if e.seq in self.waiting and e.memory_id in taken)], key=_seq)
+
+    def wait(self) -> None:
+        """Until what waits is due again."""
+        self.waiting.clear()
 
     def _mark(self, memory_ids: Sequence[str], status: str) -> None:
         for memory_id in memory_ids:
             if self.rows and memory_id in self.rows:
                 self.rows[memory_id] = replace(self.rows[memory_id], status=status)
 
-    def _settle(self, settlement: Settlement) -> None:
+    def _settle(self, settlement: Settlement, sent: Sequence[QueueEntry]) -> None:
+        last = {e.memory_id: e.seq for e in sent if e.memory_id and not e.broken}
+        held = self.held & {*(s.memory_id for s in settlement.rebased), *(m.id for m in settlement.pulled)}
+        kept = {last[s.memory_id]: s.version for s in settlement.stamps if not self._carried_on(s, last[s.memory_id])}
+        for seq in kept.keys() | {last[i] for i in held}:
+            entry = self.entries[seq]
+            self.entries[seq] = replace(entry, base_version=kept.get(seq, entry.base_version), waited=True)
+            self.waiting.add(seq)
         parked_ids = [self.entries[p.seq].memory_id or "" for p in settlement.parked]
         self.parked.update({p.seq: p.error for p in settlement.parked})
-        for seq in settlement.acknowledged:
+        for seq in set(settlement.acknowledged) - self.waiting:
             del self.entries[seq]
-        self.conflicts += settlement.conflicts
+        self.conflicts += [c for c in settlement.conflicts if c.memory_id not in held]
         self.events += [settlement.event] if settlement.event else []
         self._mark(parked_ids, "failed")
-        for stamp in settlement.stamps:
-            self._count_on(stamp)
         if self.rows is not None:
             self._settle_rows(self.rows, settlement)
 
-    def _count_on(self, stamp: Stamp) -> None:
+    def _carried_on(self, stamp: Stamp, last: int) -> bool:
+        """Whether nothing of this memory has to wait; its entries captured since count on, if its row can be stamped."""
+        if stamp.version <= stamp.captured or self.rows is None:
+            return True
+        later = [
+            e for s, e in self.entries.items() if s > last and s not in self.parked and e.memory_id == stamp.memory_id
+        ]
+        row = self.rows.get(stamp.memory_id)
+        if row is None or stamp.memory_id in self.held:
+            return row is None and not later
+        if row.version < stamp.captured or any(e.operation != "update" for e in later):
+            return not later
         further = stamp.version - stamp.captured
-        for seq, entry in self.entries.items():
-            if further > 0 and entry.version and entry.memory_id == stamp.memory_id and seq not in self.parked:
-                version = replace(entry.version, number=entry.version.number + further)
-                self.entries[seq] = replace(entry, version=version, base_version=stamp.version)
+        status = "synced" if row.version == stamp.captured else row.status
+        self.rows[stamp.memory_id] = replace(row, version=row.version + further, status=status, confirmed=stamp.version)
+        for entry in later:
+            self._count_on(entry, further, stamp.version)
+        return True
+
+    def _count_on(self, entry: QueueEntry, further: int, confirmed: int) -> None:
+        if entry.version:
+            version = replace(entry.version, number=entry.version.number + further)
+            self.entries[entry.seq] = replace(entry, version=version, base_version=confirmed)
 
     def _settle_rows(self, rows: dict[str, Row], settlement: Settlement) -> None:
+        free = rows.keys() - self.held
         for held in settlement.rebased:
-            if rows[held.memory_id].version <= held.version:
+            if held.memory_id in free and rows[held.memory_id].version <= held.version:
                 row = replace(rows[held.memory_id], version=held.version + 1, confirmed=held.version, status="pending")
                 rows[held.memory_id] = row
                 self.capture(held.memory_id, "update")
         for memory in settlement.pulled:
-            rows[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
+            if memory.id in free:
+                rows[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
         for stamp in settlement.stamps:
             found = rows.get(stamp.memory_id)
-            if found is not None and found.version >= stamp.captured:
+            if stamp.version <= stamp.captured <= (found.version if found else 0) and stamp.memory_id in free and found:
                 status = "synced" if found.version == stamp.captured else found.status
-                version = found.version + max(stamp.version - stamp.captured, 0)
-                rows[stamp.memory_id] = replace(found, version=version, status=status, confirmed=stamp.version)
+                rows[stamp.memory_id] = replace(found, status=status, confirmed=stamp.version)
 
     # --- Installation
 
@@ -264,6 +297,34 @@ class MemoryLocal:
         """Keep them."""
         self.context += [*sessions, *projects]
 
+    async def confirmed_ids(self, after: str, limit: int) -> list[str]:
+        """A page."""
+        return [i for i, row in sorted((self.rows or {}).items()) if i > after and row.status == "synced"][:limit]
+
+    async def forget_confirmation(self, memory_ids: Sequence[str], event: SyncEvent) -> int:
+        """Mark and audit."""
+        self._check()
+        self._mark(memory_ids, "pending")
+        self.events.append(event)
+        return len(memory_ids)
+
+    async def state(self) -> LocalState:
+        """What it says of itself."""
+        self._check()
+        return LocalState(
+            table_present=self.rows is not None,
+            capture_installed=await self.capture_installed(),
+            initialised=self.bookkeeping,
+            memories=len(self.rows or ()),
+            queued=await self.queue_length(),
+            parked=len(self.parked),
+            oldest_queued_at=None,
+            last_success_at=None,
+            open_conflicts=len(self.conflicts),
+            last_parked_error=next(reversed(self.parked.values()), None),
+            identity=self.identity_,
+        )
+
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
         """Keep both."""
         self.reports.append(report)
@@ -291,3 +352,7 @@ class MemoryClaim:
         if isinstance(self.local.failure, Unavailable):
             raise self.local.failure
         self.settlement = settlement
+
+
+def _seq(entry: QueueEntry) -> int:
+    return entry.seq

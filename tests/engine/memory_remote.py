@@ -8,6 +8,7 @@ from typing import Any
 
 from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.engine.ports import (
+    Holdings,
     Outcome,
     RemoteBatch,
     RemoteCounts,
@@ -104,6 +105,11 @@ class MemoryRemote:
         tombstones = sum(node.memory.deleted_at is not None for node in self.nodes.values())
         return RemoteCounts(len(self.nodes) - tombstones, tombstones, len(self.history))
 
+    async def holdings(self, store: str) -> Holdings:
+        """Of the nodes that the store wrote last."""
+        own = [node.memory.deleted_at is not None for node in self.nodes.values() if node.origin == store]
+        return Holdings(store in self.stores, len(own) - sum(own), sum(own))
+
     async def definition(self) -> str | None:
         """What was noted last."""
         return self.noted_definition
@@ -140,13 +146,20 @@ class MemoryRemote:
     def _write(self, change: MemoryChange, store: str) -> RowOutcome:
         old = self.nodes.get(change.memory_id)
         outcome = decide(old, change, store)
+        outlived = outcome in ("stale", "conflict_lost") and self._outlived(old, change, store)
         for version in (*change.older, change.newest):
             key = (change.memory_id, version.number, version.content_hash, version.operation == "delete")
             self.history.setdefault(key, version)
         replaced = (old.memory.content or "")[:100] if old and outcome == "conflict_won" else None
         if outcome in APPLIED:
             self.nodes[change.memory_id] = _applied(old, change, store)
-        return RowOutcome(change.memory_id, outcome, self.nodes[change.memory_id].memory.version, replaced)
+        return RowOutcome(change.memory_id, outcome, self.nodes[change.memory_id].memory.version, replaced, outlived)
+
+    def _outlived(self, old: Node | None, change: MemoryChange, store: str) -> bool:
+        if old is None or old.origin != store or old.memory.deleted_at or change.newest.operation != "delete":
+            return False
+        held = self.history.get((change.memory_id, old.memory.version, old.memory.content_hash, False))
+        return held is not None and _time(held.changed_at) < _time(change.newest.changed_at)
 
     def _write_project(self, row: dict[str, Any]) -> None:
         old = self.project_rows.get(row["id"], {})

@@ -1,10 +1,15 @@
 """Push on in-memory stores: what is refused, what is lost, what is rebased."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, Refused, Unavailable
+from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.engine.ports import QueueEntry, RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
 from tests.engine.memory_local import START, MemoryLocal
@@ -65,6 +70,138 @@ async def test_whatever_the_user_does_the_remote_ends_up_with_it(
     await drain(local, remote, rows)
     assert is_whole(local, remote)
     assert not local.entries
+
+
+class Meanwhile(MemoryRemote):
+    """While it writes, the user does the next of these."""
+
+    def during(self, *actions: Callable[[], None]) -> "Meanwhile":
+        """What happens during the next writes."""
+        self.actions = list(actions)
+        return self
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Write, then let the user act: the batch was claimed without it."""
+        outcomes = await super().write(batch)
+        if self.actions:
+            self.actions.pop(0)()
+        return outcomes
+
+
+def act(local: MemoryLocal, name: str, what: str, number: int) -> None:
+    """One thing that a user does; holding a row is to have changed it in a transaction that is not committed yet."""
+    if what == "hold" and name in local.table:
+        local.held.add(name)
+    if what == "hold":
+        return
+    local.held.discard(name)
+    if what == "write":
+        local.write(name, f"content {number}")
+    if what == "delete" and name in local.table:
+        local.delete(name)
+    if what == "again" and name in local.table:
+        local.delete(name)
+        local.write(name, f"content {number}")
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P3")
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.sampled_from(["write", "delete", "again", "hold", "release"]),
+            st.sampled_from(["before", "push", "during", "wait", "lost"]),
+        ),
+        max_size=40,
+    ),
+    rows=st.integers(1, 4),
+)
+async def test_whatever_happens_during_a_push_the_remote_ends_up_with_it(
+    steps: list[tuple[str, str, str]], rows: int
+) -> None:
+    """Changes between claim and settlement, rows held by open transactions, acknowledgements lost: nothing is."""
+    local, remote = MemoryLocal(), Meanwhile().during()
+    highest: dict[str, int] = {}
+    for number, (name, what, when) in enumerate(steps):
+        if when == "during" and local.entries:
+            remote.during(partial(act, local, name, what, number))
+            await pusher(local, remote, rows).push_once()
+            remote.during()
+        act(local, name, what, number)
+        if when == "lost":
+            await push_and_lose_the_acknowledgement(local, remote, rows)
+        if when == "wait":
+            local.wait()
+        if when in ("push", "wait"):
+            await pusher(local, remote, rows).push_once()
+        assert all(node.memory.version >= highest.get(i, 0) for i, node in remote.nodes.items())
+        highest = {i: node.memory.version for i, node in remote.nodes.items()}
+    local.held.clear()
+    for _ in range(2):
+        local.wait()
+        await drain(local, remote, rows)
+    assert not local.entries
+    assert {i: (n.memory.content) for i, n in remote.nodes.items() if n.memory.deleted_at is None} == {
+        i: row.properties.content for i, row in local.table.items()
+    }
+
+
+async def push_and_lose_the_acknowledgement(local: MemoryLocal, remote: MemoryRemote, rows: int) -> None:
+    """The remote has the batch, the local store does not know."""
+    async with local.claim(rows, 4_000_000) as claim:
+        assert claim is not None
+        changes = fold((e.memory_id or "", e.base_version, e.version) for e in claim.entries if e.version)
+        await remote.write(RemoteBatch(claim.identity, changes))
+
+
+@pytest.mark.promise("P1")
+async def test_a_delete_committed_after_the_insert_was_pushed_reaches_the_remote() -> None:
+    """The row was inserted again, and counts from 1; whoever deletes it holds it while it is pushed."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(3):
+        local.write("a", str(number))
+    await drain(local, remote)
+    local.delete("a")
+    local.write("a", "again")
+    local.held.add("a")
+    await drain(local, remote)
+    assert remote.nodes["a"].memory.version == 5
+    local.held.clear()
+    local.delete("a")
+    await drain(local, remote)
+    assert remote.nodes["a"].memory.deleted_at
+    assert not local.entries
+
+
+@pytest.mark.promise("P1")
+async def test_a_delete_with_too_low_a_number_is_a_tombstone_all_the_same() -> None:
+    """A row that was never stamped counts from 1, whatever the remote holds of it."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(5):
+        local.write("a", str(number))
+    await drain(local, remote)
+    local.table["a"] = replace(local.table["a"], version=1, confirmed=None)
+    local.delete("a")
+    assert (await drain(local, remote)).outcomes == {"updated": 1}
+    assert (remote.nodes["a"].memory.version, bool(remote.nodes["a"].memory.deleted_at)) == (6, True)
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("origin", ["another store", "store"])
+async def test_a_delete_older_than_what_the_remote_holds_stays_harmless(origin: str) -> None:
+    """A replay, an older backup of this store, or another store's newer edit: the remote forgets nothing."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "old")
+    local.delete("a")
+    old = dict(local.entries)
+    for number in range(3):
+        local.write("a", f"newer {number}")
+    await drain(local, remote)
+    remote.nodes["a"].origin = origin
+    local.entries, local.rows = old, {}
+    await drain(local, remote)
+    assert (remote.nodes["a"].memory.content, remote.nodes["a"].memory.deleted_at) == ("newer 2", None)
 
 
 @pytest.mark.promise("P2")

@@ -10,7 +10,7 @@ import pytest
 from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
 from dionysus_sync_mcp.engine.ports import Health, LocalState, RemoteCounts, StoreIdentity
 from dionysus_sync_mcp.engine.reports import RemoteReport, WorkerReport
-from dionysus_sync_mcp.engine.status import RECOVER, RUN_INIT, StatusReader, advise
+from dionysus_sync_mcp.engine.status import PARKED, RECOVER, RECOVER_DELETED, REFILL, RUN_INIT, StatusReader, advise
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_sync import Looked
 
@@ -29,6 +29,8 @@ LOCAL = LocalState(
     identity=StoreIdentity("store", "epoch"),
 )
 REMOTE = RemoteReport(live=10, tombstones=1, versions=20, without_vector=0)
+OWN = REMOTE.model_copy(update={"own_live": 10})
+DELETED = RemoteReport(live=0, tombstones=10, versions=20, own_live=0, own_tombstones=10, without_vector=0)
 UP = [Health("postgresql"), Health("neo4j"), Health("ollama")]
 NOTHING = "Nothing to do: every change is in the remote store."
 
@@ -56,7 +58,7 @@ def reader(local: Local, remote: MemoryRemote, *health: Health) -> StatusReader:
 
 async def test_when_all_is_well_there_is_nothing_to_do() -> None:
     """Every part of the report is filled."""
-    report = await reader(Local(LOCAL), MemoryRemote()).read(NOW, 1, None, None)
+    report = await reader(Local(replace(LOCAL, memories=0)), MemoryRemote()).read(NOW, 1, None, None)
     assert (report.warnings, report.next_step, report.exposure.unsynced, report.version) == ([], NOTHING, 0, "1.2.3")
     assert [s.service for s in report.services] == ["postgresql", "ollama", "neo4j"]
     assert report.local is not None
@@ -96,8 +98,11 @@ async def test_it_answers_with_everything_away_or_hanging(failure: Exception | N
         (replace(LOCAL, table_present=False, memories=0), REMOTE, "is gone; the remote store holds 10", RECOVER),
         (replace(LOCAL, table_present=False, memories=0), None, "is gone", RECOVER),
         (replace(LOCAL, memories=0), REMOTE, "empty; the remote store holds 10", RECOVER),
+        (replace(LOCAL, memories=1), OWN, "9 memories .* holds 1 memories, the remote store 10 that", RECOVER),
+        (replace(LOCAL, memories=12), REMOTE, "2 memories .* in the remote store: .* holds 12 .* store 10", REFILL),
+        (replace(LOCAL, memories=0), DELETED, "all 10 memories", RECOVER_DELETED),
         (replace(LOCAL, capture_installed=False), REMOTE, "not being captured", RUN_INIT),
-        (replace(LOCAL, parked=2, last_parked_error="poison"), REMOTE, "2 changes are parked.*poison", None),
+        (replace(LOCAL, parked=2, last_parked_error="poison"), REMOTE, "2 changes are parked.*poison", PARKED),
         (replace(LOCAL, open_conflicts=1), REMOTE, "conflicts were decided", None),
     ],
 )

@@ -4,8 +4,11 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, Refused, Unavailable
+from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.ports import Health, RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.refill import Refiller
+from dionysus_sync_mcp.engine.status import RECOVER, StatusReader
 from dionysus_sync_mcp.engine.sync import Syncer
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
@@ -30,7 +33,16 @@ AWAY = Looked(Health("neo4j", error="connection refused", hint="Start it."))
 
 def syncer(local: MemoryLocal, remote: MemoryRemote, *services: Looked, model: Model | None = None) -> Syncer:
     """On these stores, in batches of two."""
-    return Syncer(services or (UP,), Pusher(local, remote, remote, rows=2), local, remote, model or Model())
+    refiller = Refiller(local, remote, local, Guard(local, remote, may_initialise=False))
+    return Syncer(
+        services or (UP,),
+        Pusher(local, remote, remote, rows=2),
+        local,
+        remote,
+        model or Model(),
+        refill=refiller.refill_once,
+        shortcomings=StatusReader([], local, remote, remote, "1").shortcomings,
+    )
 
 
 async def test_everything_is_pushed_and_embedded() -> None:
@@ -142,6 +154,7 @@ async def test_while_another_process_pushes_it_waits_for_that() -> None:
 
     async def the_other() -> None:
         local.entries.clear()
+        local.table.clear()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(the_other)
@@ -164,3 +177,34 @@ async def test_changes_that_come_meanwhile_are_not_called_pushed() -> None:
     report = await syncer(local, remote, model=Late()).sync()
     assert (report.result, report.remaining) == ("success", 1)
     assert "newer ones are on their way" in report.next_step
+
+
+@pytest.mark.promise("P7")
+async def test_a_wiped_remote_is_filled_again() -> None:
+    """It is no loss of the local store, and everything is there again, on record."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(5):
+        local.write(str(number), "c")
+    await syncer(local, remote).sync()
+    remote.nodes.clear()
+    remote.stores.clear()
+    report = await syncer(local, remote).sync()
+    assert (report.result, report.pushed, report.warnings, len(remote.nodes)) == ("success", 5, [], 5)
+    assert [e.record_count for e in local.events if e.result == "queued"] == [5]
+    del remote.nodes["3"]
+    assert (await syncer(local, remote).sync()).pushed == 1
+
+
+@pytest.mark.promise("P7")
+async def test_a_lost_table_is_not_all_well() -> None:
+    """Rows vanished without a change that was captured: the sync says so, and mirrors nothing."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(5):
+        local.write(str(number), "c")
+    await syncer(local, remote).sync()
+    local.rows = {}
+    local.write("new", "c")
+    report = await syncer(local, remote).sync()
+    assert (report.result, report.next_step, report.pushed) == ("partial", RECOVER, 1)
+    assert "holds 1 memories" in report.warnings[0]
+    assert len(remote.nodes) == 6

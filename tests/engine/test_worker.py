@@ -16,6 +16,7 @@ from dionysus_sync_mcp.domain.errors import (
 )
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.worker import PREPARING_SECONDS, Loop, Worker
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
@@ -28,7 +29,9 @@ POLL = 0.01
 def worker(local: MemoryLocal, remote: MemoryRemote) -> Worker:
     """On these stores."""
     guard = Guard(local, remote, may_initialise=False)
-    return Worker(Pusher(local, remote, remote), local, guard, remote, Model(), poll=POLL, save_session=None)
+    refill = Refiller(local, remote, local, guard).refill_once
+    pusher = Pusher(local, remote, remote)
+    return Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=None, refill=refill)
 
 
 class Step:
@@ -155,7 +158,9 @@ async def test_the_session_is_saved_until_it_succeeds() -> None:
 
     local, remote = MemoryLocal(), MemoryRemote()
     guard = Guard(local, remote, may_initialise=False)
-    background = Worker(Pusher(local, remote, remote), local, guard, remote, Model(), poll=POLL, save_session=save)
+    refill = Refiller(local, remote, local, guard).refill_once
+    pusher = Pusher(local, remote, remote)
+    background = Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=save, refill=refill)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(background.run)
         await eventually(lambda: saved.calls == 2)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Part
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
-from dionysus_sync_mcp.engine.ports import RemoteCounts, Scope
+from dionysus_sync_mcp.engine.ports import Holdings, RemoteCounts, Scope
 
 
 class Reader(Part):
@@ -45,6 +45,10 @@ class Reader(Part):
         """What the remote store holds."""
         memories, tombstones, versions = await self._connection.read("counts", self._limits.read_seconds)
         return RemoteCounts(live=memories - tombstones, tombstones=tombstones, versions=versions)
+
+    async def holdings(self, store: str) -> Holdings:
+        """What that store wrote last."""
+        return Holdings(*await self._connection.read("holdings", self._limits.read_seconds, store=store))
 
     async def definition(self) -> str | None:
         """The newest definition of a local table that was noted, JSON text."""

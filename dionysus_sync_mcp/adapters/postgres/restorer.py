@@ -23,7 +23,7 @@ LAST_ID = 2**128 - 1
 
 
 class PostgresRestorer:
-    """Implements `Restorer`."""
+    """Implements `Restorer` and `Refilling`."""
 
     def __init__(self, database: Database, installer: Installer) -> None:
         self._database = database
@@ -89,6 +89,21 @@ class PostgresRestorer:
         async with self._database.transaction() as connection:
             await connection.execute(sql["note_recovery"], json.dumps(report))
             await note_event(connection, sql, event)
+
+    async def confirmed_ids(self, after: str, limit: int) -> list[str]:
+        """See `Refilling.confirmed_ids`."""
+        async with self._database.connection() as connection:
+            records = await connection.fetch(self._database.sql["confirmed_ids"], after or None, limit)
+        return [r["id"] for r in records]
+
+    async def forget_confirmation(self, memory_ids: Sequence[str], event: SyncEvent) -> int:
+        """See `Refilling.forget_confirmation`."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            await connection.execute(sql["mark_engine"])
+            marked = await connection.execute(sql["mark_status"], memory_ids, "pending")
+            await note_event(connection, sql, event)
+        return int(marked.split()[-1])
 
 
 async def note_event(connection: "Connection", sql: Mapping[str, str], event: SyncEvent) -> None:
