@@ -8,7 +8,7 @@ from typing import Any
 from dionysus_sync_mcp.domain.conflict import decide_consequence
 from dionysus_sync_mcp.domain.errors import Refused, Unavailable
 from dionysus_sync_mcp.domain.folding import fold
-from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
+from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.engine.ports import (
     Claim,
     Conflict,
@@ -116,7 +116,7 @@ class Pusher:
     async def _apply(self, claim: Claim) -> tuple[Settlement, list[RowOutcome]]:
         memories = [e for e in claim.entries if e.entity == "memory" and e.version is not None]
         context = [e for e in claim.entries if e.entity != "memory"]
-        changes = fold((e.memory_id or "", e.base_version, e.version) for e in memories if e.version)
+        changes = fold((e.memory_id or "", e.base_version, _as_sent(e, e.version)) for e in memories if e.version)
         batch = RemoteBatch(
             claim.identity,
             changes,
@@ -124,7 +124,7 @@ class Pusher:
             projects=_last_rows(context, "project"),
             references=_last_rows(context, "reference"),
         )
-        written = await self._write_halving(batch)
+        written = await self._insist_on_deletes(claim, batch, await self._write_halving(batch))
         await self._note_unlinked(batch, written)
         parked = [*_broken(claim.entries), *_refused(claim.entries, written)]
         left = {p.seq for p in parked}
@@ -151,6 +151,23 @@ class Pusher:
                 {**written.refused_context, **part.refused_context},
             )
         return written
+
+    async def _insist_on_deletes(self, claim: Claim, batch: RemoteBatch, written: Written) -> Written:
+        """A delete that went by too low a number, since its row's count had started again, goes above the remote's.
+
+        Only where no row is live here: a row that was inserted again is what counts.
+        """
+        outlived = {o.memory_id: o for o in written.outcomes if o.outlived}
+        live = await claim.live_versions(list(outlived)) if outlived else {}
+        again = [
+            _above(c, outlived[c.memory_id]) for c in batch.changes if c.memory_id in outlived.keys() - live.keys()
+        ]
+        if not again:
+            return written
+        insisted = await self._write_halving(_of(batch, {"changes": again}))
+        done = {change.memory_id for change in again}
+        outcomes = [o for o in written.outcomes if o.memory_id not in done] + insisted.outcomes
+        return replace(written, outcomes=outcomes, refused={**written.refused, **insisted.refused})
 
     async def _note_unlinked(self, batch: RemoteBatch, written: Written) -> None:
         """A reference of which a memory is not in the remote store is parked: it must not vanish (P1)."""
@@ -207,6 +224,15 @@ class Pusher:
         if not outcomes:
             return []
         return await self._reader.by_id([o.memory_id for o in outcomes])
+
+
+def _as_sent(entry: QueueEntry, version: Version) -> Version:
+    """An entry that was sent before goes by the number that it went by."""
+    return replace(version, number=max(version.number, entry.base_version or 0)) if entry.waited else version
+
+
+def _above(change: MemoryChange, held: RowOutcome) -> MemoryChange:
+    return MemoryChange(change.memory_id, held.version, replace(change.newest, number=held.version + 1))
 
 
 def _decide(outcome: RowOutcome, change: MemoryChange, live: LiveVersion | None) -> str:

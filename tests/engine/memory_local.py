@@ -165,14 +165,15 @@ class MemoryLocal:
         last = {e.memory_id: e.seq for e in sent if e.memory_id and not e.broken}
         held = self.held & {*(s.memory_id for s in settlement.rebased), *(m.id for m in settlement.pulled)}
         kept = {last[s.memory_id]: s.version for s in settlement.stamps if not self._carried_on(s, last[s.memory_id])}
-        for seq in kept.keys() | {last[i] for i in held}:
+        left = kept.keys() | {last[i] for i in held}
+        for seq in left:
             entry = self.entries[seq]
             self.entries[seq] = replace(entry, base_version=kept.get(seq, entry.base_version), waited=True)
-            self.waiting.add(seq)
         parked_ids = [self.entries[p.seq].memory_id or "" for p in settlement.parked]
         self.parked.update({p.seq: p.error for p in settlement.parked})
-        for seq in set(settlement.acknowledged) - self.waiting:
+        for seq in set(settlement.acknowledged) - left:
             del self.entries[seq]
+        self.waiting = (self.waiting | left) & self.entries.keys()
         self.conflicts += [c for c in settlement.conflicts if c.memory_id not in held]
         self.events += [settlement.event] if settlement.event else []
         self._mark(parked_ids, "failed")
