@@ -26,6 +26,7 @@ from dionysus_sync_mcp.engine.ports import (
 )
 
 UNLINKED = "one of the two memories is not in the remote store"
+_ILL = "Look into the log of the remote store; the changes are kept and tried again."
 _PARTS = ("changes", "sessions", "projects", "references")
 _KEYS = {"session": ("id",), "project": ("id",), "reference": ("source_id", "target_id", "context")}
 
@@ -124,7 +125,7 @@ class Pusher:
             projects=_last_rows(context, "project"),
             references=_last_rows(context, "reference"),
         )
-        written = await self._insist_on_deletes(claim, batch, await self._write_halving(batch))
+        written = await self._insist_on_deletes(claim, batch, await self._write_or_halve(batch))
         await self._note_unlinked(batch, written)
         parked = [*_broken(claim.entries), *_refused(claim.entries, written)]
         left = {p.seq for p in parked}
@@ -133,14 +134,31 @@ class Pusher:
         settlement = await self._consequences(claim, changes, captured, written.outcomes)
         return replace(settlement, acknowledged=acknowledged, parked=parked), written.outcomes
 
+    async def _write_or_halve(self, batch: RemoteBatch) -> Written:
+        try:
+            return Written(outcomes=await self._writer.write(batch))
+        except Refused as error:
+            await self._check_that_the_rows_are_to_blame(batch)
+            return await self._halve(batch, error)
+
+    async def _check_that_the_rows_are_to_blame(self, batch: RemoteBatch) -> None:
+        """Without this, a remote store that is damaged and refuses every write would have the whole queue parked."""
+        try:
+            await self._writer.write(_of(batch, {}))
+        except Refused as error:
+            raise Unavailable(f"it refuses every write: {error.what}", where="the remote store", hint=_ILL) from error
+
     async def _write_halving(self, batch: RemoteBatch) -> Written:
         """Write a batch; one that the remote refuses is halved until the refused row stands alone."""
         try:
             return Written(outcomes=await self._writer.write(batch))
         except Refused as error:
-            pieces = _halves(batch)
-            if not pieces:
-                return await self._write_newest(batch, error)
+            return await self._halve(batch, error)
+
+    async def _halve(self, batch: RemoteBatch, error: Refused) -> Written:
+        pieces = _halves(batch)
+        if not pieces:
+            return await self._write_newest(batch, error)
         written = Written()
         for piece in pieces:
             part = await self._write_halving(piece)

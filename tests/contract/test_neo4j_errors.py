@@ -67,6 +67,11 @@ BY_CODE: dict[str, type[DionysusError]] = {
     "Neo.TransientError.General.MemoryPoolOutOfMemoryError": TooLarge,
     "Neo.TransientError.General.OutOfMemoryError": TooLarge,
     "Neo.DatabaseError.Transaction.TransactionCommitFailed": Unavailable,
+    "Neo.DatabaseError.Transaction.TransactionStartFailed": Unavailable,
+    "Neo.DatabaseError.General.StorageDamageDetected": Unavailable,
+    "Neo.DatabaseError.General.IndexCorruptionDetected": Unavailable,
+    "Neo.DatabaseError.General.SchemaCorruptionDetected": Unavailable,
+    "Neo.DatabaseError.General.UnknownError": Refused,
     "Neo.DatabaseError.Statement.ExecutionFailed": Refused,
 }
 CLASSES = {

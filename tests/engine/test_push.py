@@ -246,6 +246,30 @@ async def test_an_outage_parks_nothing(error: DionysusError) -> None:
     assert (await drain(local, remote)).pushed == 1
 
 
+@pytest.mark.promise("P1")
+async def test_a_remote_store_that_refuses_every_write_has_nothing_parked() -> None:
+    """It is ill, and the rows are not to blame: they are tried again, and that is tried with two writes only."""
+    local, remote = MemoryLocal(), Ill()
+    for number in range(20):
+        local.write(str(number), "good")
+    with pytest.raises(Unavailable, match="refuses every write: something unknown"):
+        await pusher(local, remote).push_once()
+    assert (len(local.entries), local.parked, remote.writes) == (20, {}, [20, 0])
+
+
+class Ill(MemoryRemote):
+    """Refuses whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[int] = []
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Note how many, and refuse."""
+        self.writes.append(len(batch.changes))
+        raise Refused("something unknown")
+
+
 async def test_an_outage_is_noted_with_what_waits() -> None:
     """The rows say queued; the audit says why."""
     local, remote = MemoryLocal(), MemoryRemote()

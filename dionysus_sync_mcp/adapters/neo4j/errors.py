@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from neo4j.exceptions import (
     AuthError,
     ConfigurationError,
-    DatabaseError,
     Forbidden,
     GqlError,
     IncompleteCommit,
@@ -31,6 +30,16 @@ _NOT_ABOUT_ROWS = {
     "Neo.ClientError.Transaction.TransactionTerminated",
     "Neo.ClientError.Transaction.LockClientStopped",
 }
+# A full disk, a damaged log or index stops every transaction, whatever is in it. Not so an unknown error and a failed
+# execution: one row may cause these, and would hold back all others for ever if they were waited out.
+_ILL = (
+    "Neo.DatabaseError.Transaction.",
+    "Neo.DatabaseError.Database.",
+    "Neo.DatabaseError.Schema.",
+    "Neo.DatabaseError.General.IndexCorruption",
+    "Neo.DatabaseError.General.SchemaCorruption",
+    "Neo.DatabaseError.General.StorageDamage",
+)
 _NEEDS_A_PERSON = (
     "Neo.ClientError.Security.",
     "Neo.ClientError.Database.",
@@ -68,14 +77,9 @@ def _from_server(error: Neo4jError) -> DionysusError:
         return AccessRefused(text, where=WHERE, hint=_UNSUPPORTED)
     if isinstance(error, AuthError | Forbidden) or code.startswith(_NEEDS_A_PERSON):
         return AccessRefused(text, where=WHERE, hint=_ACT)
-    if isinstance(error, TransientError) or code in _NOT_ABOUT_ROWS or _is_commit_trouble(error, code):
+    if isinstance(error, TransientError) or code in _NOT_ABOUT_ROWS or code.startswith(_ILL):
         return Unavailable(text, where=WHERE, hint=_REACH)
     return Refused(text, where=WHERE)
-
-
-def _is_commit_trouble(error: Neo4jError, code: str) -> bool:
-    """A full disk or a damaged log stops every transaction, whatever is in it."""
-    return isinstance(error, DatabaseError) and code.startswith("Neo.DatabaseError.Transaction.")
 
 
 def _text(error: GqlError) -> str:
