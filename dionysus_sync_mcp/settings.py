@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dionysus_sync_mcp.domain.errors import SettingsError
@@ -25,10 +25,13 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = Field(default=SecretStr(EMBEDDED), description="PostgreSQL URL of the local store.")
     neo4j_uri: str = Field(default=EMBEDDED, description="Bolt URI of the remote store.")
-    neo4j_user: str = "neo4j"
+    neo4j_user: str = Field(
+        default="neo4j", validation_alias=AliasChoices("neo4j_user", "neo4j_username"), description="Or NEO4J_USERNAME."
+    )
     neo4j_password: SecretStr = SecretStr("")
     neo4j_database: str = "neo4j"
-    ollama_url: str = "http://127.0.0.1:11434"
+    # May hold a user and a password.
+    ollama_url: str = Field(default="http://127.0.0.1:11434", repr=False, exclude=True)
     ollama_embed_model: str = "nomic-embed-text"
 
     dionysus_home: Path | None = Field(default=None, description="Where embedded services keep programs and data.")

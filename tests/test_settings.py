@@ -13,6 +13,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting comes from the machine that runs the test."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("NEO4J_USERNAME", raising=False)
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
@@ -101,6 +102,15 @@ def test_printed_settings_hide_their_secrets(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{HIDDEN}@localhost/db")
     monkeypatch.setenv("NEO4J_URI", "bolt://localhost")
     monkeypatch.setenv("NEO4J_PASSWORD", HIDDEN)
+    monkeypatch.setenv("OLLAMA_URL", f"http://me:{HIDDEN}@localhost:11434")
     settings = load_settings()
+    assert HIDDEN in settings.ollama_url
     assert HIDDEN not in repr(settings)
     assert HIDDEN not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("name", ["NEO4J_USER", "NEO4J_USERNAME"])
+def test_the_neo4j_user_may_have_the_name_that_neo4j_gives_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A file of credentials as Neo4j's own service hands it out needs no change."""
+    monkeypatch.setenv(name, "somebody")
+    assert load_settings().neo4j_user == "somebody"

@@ -96,7 +96,10 @@ class RemoteMemory(NamedTuple):
 
 
 class Digest(NamedTuple):
-    """What a comparison needs of a memory. What the rules are about is given for a remote one only."""
+    """What a comparison needs of a memory. What the rules are about is given for a remote one only.
+
+    The hash is empty for a local row that PostgreSQL cannot make JSON of.
+    """
 
     id: str
     version: int

@@ -21,6 +21,17 @@ AS $$
     ELSE false END
 $$;
 
+-- A row's JSON, or why there is none: of rows read one by one, after a statement over many has failed at one of them.
+CREATE OR REPLACE FUNCTION dionysus_sync.image_of(dionysus_row record, OUT image jsonb, OUT error text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    image := to_jsonb(dionysus_row);
+EXCEPTION WHEN OTHERS THEN
+    error := SQLERRM;
+END $$;
+
 -- A version out of these bounds could not be counted on from: a row that is inserted with one starts at 1.
 CREATE OR REPLACE FUNCTION dionysus_sync.bound_version() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER

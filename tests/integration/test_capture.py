@@ -368,4 +368,4 @@ async def test_ids_that_shift_in_one_statement_lose_no_content(
     await program.sync(embed=False)
     assert [(await node(empty_neo4j, uid(i)))["content"] for i in (2, 3)] == ["A", before]
     assert "deleted_at" in await node(empty_neo4j, uid(1))
-    assert set(await client.fetch("SELECT DISTINCT sync_status FROM memories")) == {("synced",)}
+    assert {r["sync_status"] for r in await client.fetch("SELECT sync_status FROM memories")} == {"synced"}

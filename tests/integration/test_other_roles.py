@@ -2,14 +2,16 @@
 
 import json
 
+import asyncpg
 import pytest
 
-from dionysus_sync_mcp.adapters.postgres.database import users_path
+from dionysus_sync_mcp.adapters.postgres.database import Database, users_path
+from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.engine.ports import Filters, Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.roles import role_of
 from tests.integration.stores import INSERT, Client, graph, operations, plain_client, uid
-from tests.services.local_store import opened
+from tests.services.local_store import opened, running
 
 WRITER = "GRANT CREATE, USAGE ON SCHEMA public TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON memories TO {role}"
 # Each is a closer match than PostgreSQL's own for what the engine calls.
@@ -39,11 +41,19 @@ END $$
 """
 
 
+async def ended_within(database: Database, client: Client) -> None:
+    """A transaction whose connection the server ends, and that goes on after the error."""
+    async with database.transaction() as connection:
+        await client.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+        with pytest.raises(asyncpg.PostgresError):
+            await connection.fetchval("SELECT 1")
+
+
 @pytest.mark.promise("P10")
 async def test_no_function_of_another_role_runs_as_the_engine(
     program: Runtime, client: Client, migrated_database_url: str
 ) -> None:
-    """A role that may create in the user's schema puts functions in the engine's way, and the engine calls none of them."""
+    """Functions that a role puts in the engine's way, in the user's schema, are called by nobody."""
     async with (
         role_of(client, migrated_database_url, WRITER) as url,
         plain_client(url) as agent,
@@ -57,10 +67,10 @@ async def test_no_function_of_another_role_runs_as_the_engine(
         with pytest.raises(Exception, match="trapped"):
             await client.fetch("SELECT to_jsonb(memories.*) FROM memories")
         assert (await program.sync(embed=False)).result == "success"
-        found = await program.reading.search_words("words", Filters(tags=["t"], projects=["p"]), 5)
+        found = await program.reading.search_words("words", Filters(tags=("t",), projects=("p",)), 5)
         assert [f.memory_id for f in found] == [str(uid(1))]
         await client.execute("TRUNCATE memories")
-        plan = await program.plan_recovery(Scope(projects=["p"]))
+        plan = await program.plan_recovery(Scope(projects=("p",)))
         assert (await program.run_recovery(plan.plan_id)).verified == 1
 
 
@@ -143,3 +153,26 @@ async def test_a_definition_of_the_remote_store_is_no_statement(
     assert (await program.run_recovery(plan.plan_id)).verified == 1
     assert await client.fetchval("SELECT to_regclass('public.victim')") == "victim"
     assert await client.fetchval("SELECT count(*) FROM pg_index WHERE indrelid = 'victim'::regclass") == 0
+
+
+@pytest.mark.promise("P9")
+async def test_timeouts_of_the_database_do_not_stop_the_push(
+    migrated_database_url: str, empty_neo4j: str, client: Client
+) -> None:
+    """Time-outs that were set on the database for its users are not the engine's."""
+    await client.executemany(INSERT, [(uid(i), "c") for i in range(1, 51)])
+    name = await client.fetchval("SELECT current_database()")
+    for setting in ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"):
+        await client.execute(f"ALTER DATABASE {name} SET {setting} = '1ms'")
+    async with plain_client(migrated_database_url) as another:
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await another.execute("SELECT pg_sleep(1)")
+    async with running(migrated_database_url, empty_neo4j) as program:
+        assert (await program.pusher.push_once()).pushed == 50
+
+
+async def test_a_connection_that_ends_in_a_transaction_is_an_outage(migrated_database_url: str, client: Client) -> None:
+    """What the driver says of a transaction on a connection that was ended is not handed on."""
+    async with opened(migrated_database_url) as database:
+        with pytest.raises(Unavailable, match="connection was closed"):
+            await ended_within(database, client)

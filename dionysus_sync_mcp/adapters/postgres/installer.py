@@ -15,7 +15,7 @@ from dionysus_sync_mcp.domain.adoption import (
     decide_steps,
     refuse_without_rights,
 )
-from dionysus_sync_mcp.domain.errors import SchemaMismatch
+from dionysus_sync_mcp.domain.errors import Refused, SchemaMismatch
 from dionysus_sync_mcp.engine.ports import InstallStep, StoreIdentity
 
 if TYPE_CHECKING:
@@ -96,9 +96,15 @@ class Installer:
         return StoreIdentity(record["id"], record["epoch"])
 
     async def backfill_once(self, limit: int) -> int:
-        """Queue at most `limit` rows that are pending and have no queue entry; how many were."""
+        """Queue at most `limit` rows that are pending and have no queue entry, or park them; how many were."""
+        try:
+            return await self._backfill("backfill", limit)
+        except Refused:
+            return await self._backfill("backfill_one_by_one", limit)
+
+    async def _backfill(self, name: str, limit: int) -> int:
         async with self._database.connection() as connection:
-            return len(await connection.fetch(self._database.sql["backfill"], limit))
+            return len(await connection.fetch(self._database.sql[name], limit))
 
     async def definition(self) -> str | None:
         """The table's own words for its shape, JSON text; `None` while there is no table."""
