@@ -40,7 +40,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema}'::text[])
         AS made (name)
 ) AS parts
 
@@ -154,6 +154,27 @@ WITH missed AS (
 )
 INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
 SELECT missed.id, 'create', missed.image, missed.version, missed.base FROM missed
+RETURNING memory_id
+
+-- backfill_one_by_one --
+-- As `backfill`; a row that cannot be made JSON is parked with the reason.
+WITH missed AS (
+    SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made,
+           coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
+    FROM :memories AS dionysus_row
+    WHERE (dionysus_row.sync_status IN ('pending', 'queued', 'failed') OR dionysus_row.sync_status IS NULL)
+      AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
+    ORDER BY dionysus_row.id
+    LIMIT $1
+    FOR SHARE OF dionysus_row SKIP LOCKED
+)
+INSERT INTO dionysus_sync.sync_queue
+    (memory_id, operation, payload, sync_version, base_version, last_error, parked_at)
+SELECT missed.id, 'create',
+       coalesce((missed.made).image - dionysus_sync.sync_columns(), jsonb_build_object('id', missed.id)),
+       missed.version, missed.base, (missed.made).error,
+       CASE WHEN (missed.made).error IS NOT NULL THEN clock_timestamp() END
+FROM missed
 RETURNING memory_id
 
 -- try_push_lock --
@@ -379,6 +400,21 @@ FROM (
     LIMIT $5
 ) AS page
 
+-- local_digests_one_by_one --
+-- Parameters as of `local_digests`; a row that cannot be made JSON has an empty hash.
+SELECT id::text AS id, coalesce(((made).image ->> 'sync_version')::integer, 1) AS version,
+       coalesce(dionysus_sync.content_hash((made).image - dionysus_sync.sync_columns()), '') AS content_hash
+FROM (
+    SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made
+    FROM :memories AS dionysus_row
+    WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
+      AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
+      AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
+      AND dionysus_row.id >= $4::uuid
+    ORDER BY dionysus_row.id
+    LIMIT $5
+) AS page
+
 -- restore_sessions --
 -- $1 rows of sessions as a JSON array.
 INSERT INTO dionysus_sync.sessions
@@ -412,6 +448,10 @@ FROM dionysus_sync.store_identity AS identity
 
 -- count_memories --
 SELECT count(*) FROM :memories
+
+-- waiting_ids --
+-- Memories that have queue entries which are not parked.
+SELECT DISTINCT memory_id::text AS id FROM dionysus_sync.sync_queue WHERE parked_at IS NULL AND memory_id IS NOT NULL
 
 -- confirmed_ids --
 -- $1 the last id of the page before or null, $2 how many.
