@@ -1,7 +1,7 @@
 """Recover: plan first, then bring back from the remote store what the plan names, and compare every row's hash."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -114,7 +114,7 @@ class Recoverer:
             plan_id=plan_id,
             expires_at=expires_at,
             next_step=_plan_advice(survey, plan_id, include_deleted=include_deleted),
-            warnings=_plan_warnings(survey, include_deleted=include_deleted),
+            warnings=[*_plan_warnings(survey, include_deleted=include_deleted), *_unreadable(local.values())],
             will_restore=len(survey.ids),
             counts=survey.counts,
             examples=await self._examples(survey),
@@ -256,6 +256,12 @@ def _plan_advice(survey: _Survey, plan_id: str, *, include_deleted: bool) -> str
     if survey.counts["deleted"] and not include_deleted:
         return "Nothing is missing but what was deleted here; to bring that back too, plan with include_deleted=true."
     return "Nothing is missing here; there is nothing to do."
+
+
+def _unreadable(local: Iterable[Digest]) -> list[str]:
+    ids = [digest.id for digest in local if not digest.content_hash]
+    named = ", ".join(ids[:EXAMPLES])
+    return [f"{len(ids)} rows here cannot be made JSON, so they are not in the remote store: {named}."] if ids else []
 
 
 def _plan_warnings(survey: _Survey, *, include_deleted: bool) -> list[str]:

@@ -404,3 +404,22 @@ async def test_what_is_written_after_a_recovery_is_captured(program: Runtime, cl
     await client.execute("UPDATE memories SET content = 'after'")
     assert await operations(client) == [("update", 2)]
     assert (await program.sync(embed=False)).outcomes == {"updated": 1}
+
+
+@pytest.mark.promise("P1")
+async def test_a_row_that_cannot_be_made_json_is_parked_and_named(program: Runtime, client: Client) -> None:
+    """Neither the backfill nor a plan ends at such a row: the others are queued, and it is named."""
+    await client.execute("ALTER TABLE memories ADD COLUMN meta json, DISABLE TRIGGER USER")
+    await client.execute(
+        "INSERT INTO memories (id, content, meta) SELECT md5(i::text)::uuid, 'c',"
+        r""" CASE i WHEN 5 THEN '{"a": "\u0000"}' ELSE '{}' END::json FROM generate_series(1, 20) AS i"""
+    )
+    poisoned = str(await client.fetchval("SELECT md5('5')::uuid"))
+    assert (await program.guard.guard_once()).backfilled == 20
+    (parked,) = [entry for entry in await queue(client) if entry.parked]
+    assert (str(parked.memory_id), parked.error) == (poisoned, "unsupported Unicode escape sequence")
+    assert (await program.pusher.push_once()).pushed == 19
+    await client.execute("DELETE FROM memories WHERE id = md5('6')::uuid")
+    plan = await program.plan_recovery(EVERYTHING)
+    assert [poisoned in warning for warning in plan.warnings if "JSON" in warning] == [True]
+    assert plan.counts["identical"] == 18

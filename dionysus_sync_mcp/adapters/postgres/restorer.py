@@ -41,9 +41,15 @@ class PostgresRestorer:
             first = UUID(page[-1].id).int + 1
 
     async def _digest_page(self, scope: Scope, first: UUID) -> list[Digest]:
+        try:
+            return await self._digests(scope, first, "local_digests")
+        except Refused:
+            return await self._digests(scope, first, "local_digests_one_by_one")
+
+    async def _digests(self, scope: Scope, first: UUID, name: str) -> list[Digest]:
         async with self._database.connection() as connection:
             records = await connection.fetch(
-                self._database.sql["local_digests"],
+                self._database.sql[name],
                 scope.projects,
                 scope.sessions,
                 scope.memory_ids,
