@@ -20,6 +20,8 @@ MERGE (s:Store {id: $id}) SET s.epoch = $epoch, s.last_push_at = datetime()
 // Never removes a node: what is overwritten stands as a MemoryVersion, what is deleted stays with `deleted_at`.
 // $store: id of the local store. $projects: ids. $sessions: {id, project}. $rows: maps as adapters/neo4j/rows.py makes
 // them, sorted by id. Times are ISO 8601 text, since temporal values are slow on the wire.
+// Every look-up is by a unique key, so statistics cannot make a better plan, and planning this anew takes a second.
+CYPHER replan=skip
 CALL () {
   UNWIND $projects AS id
   MERGE (:Project {id: id})
@@ -198,10 +200,11 @@ SET link.created_at = datetime(r.created_at), link.changed_at = changed_at, link
 MERGE (s:Store {id: $id})
 SET s.epoch = $epoch, s.definition = $definition, s.definition_at = datetime()
 
-// definition //
-// The newest definition of a local table. No parameters.
-MATCH (s:Store) WHERE s.definition IS NOT NULL
-RETURN s.definition AS definition ORDER BY s.definition_at DESC LIMIT 1
+// definitions //
+// [id of the local store, definition of its table], newest first. No parameters.
+MATCH (s:Store) WHERE s.definition IS :: STRING NOT NULL
+WITH s ORDER BY s.definition_at DESC, s.id
+RETURN collect([s.id, s.definition]) AS definitions
 
 // digests //
 // A page in the field order of domain.memory.Digest. $after: last id of the page before. $limit: rows. $projects, $sessions,

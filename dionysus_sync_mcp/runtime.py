@@ -171,7 +171,7 @@ class Runtime:
             rows=settings.dionysus_batch_rows,
             size=settings.dionysus_batch_bytes,
         )
-        self.guard = Guard(self.installer, self.remote, may_initialise=self.addresses[0].embedded)
+        self.guard = Guard(self.installer, self.remote, self.remote, may_initialise=self.addresses[0].embedded)
         self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
         restorer = PostgresRestorer(self.database, self.installer)
         refiller = Refiller(self.reading, self.remote, restorer, self.guard)

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from dionysus_sync_mcp.engine.ports import Installation, RemoteWriter
+from dionysus_sync_mcp.domain.definition import widened
+from dionysus_sync_mcp.engine.ports import Installation, RemoteReader, RemoteWriter
 
 BACKFILL_PAGE = 1000
 
@@ -23,12 +24,14 @@ class Guard:
             one whose bookkeeping was removed while we looked.
     """
 
-    def __init__(self, installation: Installation, writer: RemoteWriter, *, may_initialise: bool) -> None:
+    def __init__(
+        self, installation: Installation, writer: RemoteWriter, reader: RemoteReader, *, may_initialise: bool
+    ) -> None:
         self._installation = installation
         self._writer = writer
+        self._reader = reader
         self._may_initialise = may_initialise
         self._backfilled = False
-        self._noted: str | None = None
 
     async def guard_once(self) -> GuardResult:
         """Reinstall a capture that is gone, queue rows that were missed; a lost table is left for a recovery.
@@ -58,15 +61,20 @@ class Guard:
         return total
 
     async def note_definition_once(self) -> bool:
-        """Keep the table's definition in the remote store, when it has changed; whether it was written.
+        """Keep the table's definition in the remote store, where it is not there yet; whether it was written.
 
-        Only of a table that is captured: one that somebody put in its place must not replace the definition.
+        Only of a table that is captured: one that somebody put in its place must not replace the definition. And
+        it only grows: memories in the remote store still have the columns that a table made again lacks.
         """
         if not await self._installation.capture_installed():
             return False
-        definition = await self._installation.definition()
-        if definition is None or definition == self._noted:
+        current = await self._installation.definition()
+        if current is None:
             return False
-        await self._writer.note_definition(await self._installation.identity(), definition)
-        self._noted = definition
+        identity = await self._installation.identity()
+        noted = (await self._reader.definitions()).get(identity.id)
+        definition = widened(current, noted)
+        if definition == noted:
+            return False
+        await self._writer.note_definition(identity, definition)
         return True

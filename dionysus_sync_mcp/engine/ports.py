@@ -336,8 +336,8 @@ class RemoteReader(Protocol):
         """What the local store with this id wrote last; what other stores wrote does not count."""
         ...
 
-    async def definition(self) -> str | None:
-        """The newest definition of a local table that was noted, JSON text."""
+    async def definitions(self) -> dict[str, str]:
+        """What was noted of the local tables, JSON text, by the id of the local store, newest first."""
         ...
 
 
@@ -382,8 +382,14 @@ class Restorer(Protocol):
         """Insert those whose id is not there, in one transaction, and compare every inserted row's hash."""
         ...
 
-    async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
-        """Insert the sessions and projects that are not there."""
+    async def waiting_ids(self) -> list[str]:
+        """Memories that have queue entries which are not parked."""
+        ...
+
+    async def restore_context(
+        self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]
+    ) -> list[str]:
+        """Insert the sessions and projects that are not there; of those that are refused, which and why."""
         ...
 
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None: ...

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import get_args
 from uuid import uuid4
@@ -11,6 +11,7 @@ from uuid import uuid4
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from dionysus_sync_mcp.domain.definition import widened
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
@@ -31,6 +32,8 @@ WRITERS = 2
 EXAMPLES = 5
 NAMED_FAULTS = 20
 LIFETIME = timedelta(minutes=15)
+KEPT_PLANS = 8
+RECORD_SECONDS = 5.0
 EXCERPT = 80
 
 
@@ -50,6 +53,7 @@ class _Survey:
     counts: dict[RecoveryClass, int] = field(default_factory=lambda: dict.fromkeys(get_args(RecoveryClass), 0))
     examples: dict[RecoveryClass, list[str]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    held_back: int = 0
 
     def note(self, plan_class: RecoveryClass, memory_id: str) -> None:
         self.counts[plan_class] += 1
@@ -62,6 +66,9 @@ class _Survey:
 class _Tally:
     """What a run has done so far."""
 
+    held_back: int = 0
+    sessions: int = 0
+    context_faults: list[str] = field(default_factory=list)
     restored: int = 0
     verified: int = 0
     already_there: int = 0
@@ -106,9 +113,13 @@ class Recoverer:
         table_missing = not await self._installation.table_present()
         local = {} if table_missing else await self._local_digests(scope)
         survey = await self._survey(scope, local, include_deleted=include_deleted, on_progress=on_progress)
+        waiting = survey.ids & await self._waiting()
+        survey.ids -= waiting
+        survey.held_back = len(waiting)
         plan_id = str(uuid4())
         expires_at = now + LIFETIME
-        self._plans = {key: plan for key, plan in self._plans.items() if plan.expires_at > now}
+        standing = [(key, plan) for key, plan in self._plans.items() if plan.expires_at > now]
+        self._plans = dict(standing[-(KEPT_PLANS - 1) :])
         self._plans[plan_id] = _Planned(scope, include_deleted, frozenset(survey.ids), expires_at)
         return RecoveryPlan(
             plan_id=plan_id,
@@ -129,13 +140,49 @@ class Recoverer:
         """
         planned = self._take(plan_id, now)
         started = time.monotonic()
-        await self._push_what_waits()
-        await self._restorer.ensure_schema(await self._reader.definition())
-        sessions = await self._restore_context()
-        tally = await self._restore_pages(planned, on_progress)
-        report = _report(planned, tally, sessions, started)
+        tally = _Tally()
+        try:
+            await self._carry_out(planned, tally, on_progress)
+        except BaseException as error:
+            await self._record_stop(_report(planned, tally, started), error)
+            raise
+        report = _report(planned, tally, started)
         await self._restorer.record_recovery(report.model_dump(mode="json"), _event(report))
         return report
+
+    async def _carry_out(self, planned: _Planned, tally: _Tally, on_progress: Progress | None) -> None:
+        await self._push_what_waits()
+        await self._restorer.ensure_schema(await self._definition())
+        waiting = planned.ids & await self._waiting()
+        tally.held_back = len(waiting)
+        await self._restore_pages(replace(planned, ids=planned.ids - waiting), tally, on_progress)
+        await self._restore_context(tally)
+
+    async def _record_stop(self, report: RecoveryReport, error: BaseException) -> None:
+        """A recovery that was cut off is on record too, where the local store still takes it."""
+        reason = str(error) if isinstance(error, DionysusError) else "it was cancelled"
+        event = replace(_event(report), error_message=f"cut off: {reason}")
+        with anyio.move_on_after(RECORD_SECONDS, shield=True), suppress(DionysusError):
+            await self._restorer.record_recovery(report.model_dump(mode="json"), event)
+
+    async def _definition(self) -> str | None:
+        """The local table as this store noted it; a store without a memory there goes by the newest."""
+        noted = await self._reader.definitions()
+        newest = next(iter(noted.values()), None)
+        if not await self._installation.initialised():
+            return newest
+        store = (await self._installation.identity()).id
+        own = noted.get(store)
+        if own is None or newest is None:
+            return newest
+        held = await self._reader.holdings(store)
+        return own if held.live or held.tombstones else widened(own, newest)
+
+    async def _waiting(self) -> frozenset[str]:
+        """Memories whose newest state is in the queue: what the remote holds of them is old."""
+        if not await self._installation.initialised():
+            return frozenset()
+        return frozenset(await self._restorer.waiting_ids())
 
     async def _push_what_waits(self) -> None:
         """Where it cannot be pushed (a fresh database has no queue), the remote's state is what there is."""
@@ -148,7 +195,7 @@ class Recoverer:
         planned = self._plans.pop(plan_id, None)
         if planned is None or planned.expires_at <= now:
             raise InputError(
-                "there is no such plan here, or it was used or has expired; nothing was changed",
+                "there is no such plan here, or it was used or has expired",
                 where="plan_id",
                 hint="Make a new plan by calling without plan_id.",
             )
@@ -189,21 +236,20 @@ class Recoverer:
             if name != "identical"
         }
 
-    async def _restore_context(self) -> int:
+    async def _restore_context(self, tally: _Tally) -> None:
         sessions = await self._reader.sessions()
-        await self._restorer.restore_context(sessions, await self._reader.projects())
-        return len(sessions)
+        refused = await self._restorer.restore_context(sessions, await self._reader.projects())
+        tally.context_faults = refused
+        tally.sessions = len(sessions) - sum(fault.startswith("session ") for fault in refused)
 
-    async def _restore_pages(self, planned: _Planned, on_progress: Progress | None) -> _Tally:
+    async def _restore_pages(self, planned: _Planned, tally: _Tally, on_progress: Progress | None) -> None:
         """Reading runs a few pages ahead of writing; each page is one transaction, so a stop loses no finished one."""
-        tally = _Tally()
         send, receive = anyio.create_memory_object_stream[list[RemoteMemory]](PAGES_AHEAD)
         with first_error():
             async with anyio.create_task_group() as tasks, receive:
                 tasks.start_soon(self._read_pages, planned, send)
                 for _ in range(WRITERS):
                     tasks.start_soon(self._write_pages, planned, receive.clone(), tally, on_progress)
-        return tally
 
     async def _read_pages(self, planned: _Planned, send: MemoryObjectSendStream[list[RemoteMemory]]) -> None:
         async with send:
@@ -251,6 +297,8 @@ def _example(memory: RemoteMemory, reason: str | None) -> Example:
 
 
 def _plan_advice(survey: _Survey, plan_id: str, *, include_deleted: bool) -> str:
+    if survey.held_back and not survey.ids:
+        return "Call sync_now, so that what waits is in the remote store, and plan again."
     if survey.ids:
         return f"Run this plan by calling again with plan_id={plan_id}. Nothing that is here will be touched."
     if survey.counts["deleted"] and not include_deleted:
@@ -264,8 +312,14 @@ def _unreadable(local: Iterable[Digest]) -> list[str]:
     return [f"{len(ids)} rows here cannot be made JSON, so they are not in the remote store: {named}."] if ids else []
 
 
+def _held_back(number: int) -> list[str]:
+    if not number:
+        return []
+    return [f"{number} memories are left out: their newest state waits to be pushed. Call sync_now, then plan again."]
+
+
 def _plan_warnings(survey: _Survey, *, include_deleted: bool) -> list[str]:
-    counts, warnings = survey.counts, []
+    counts, warnings = survey.counts, _held_back(survey.held_back)
     if counts["deleted"] and not include_deleted:
         warnings.append(f"{counts['deleted']} memories were deleted here and stay deleted in this plan.")
     if counts["conflicting"] or counts["older_here"]:
@@ -276,14 +330,16 @@ def _plan_warnings(survey: _Survey, *, include_deleted: bool) -> list[str]:
     return warnings
 
 
-def _report(planned: _Planned, tally: _Tally, sessions: int, started: float) -> RecoveryReport:
+def _report(planned: _Planned, tally: _Tally, started: float) -> RecoveryReport:
     missing = shortfall(len(planned.ids), tally.verified, tally.already_there)
-    warnings = (
-        [f"{missing} of {len(planned.ids)} planned memories are not here or not as they were."] if missing else []
-    )
+    warnings = _held_back(tally.held_back)
+    if missing:
+        warnings.append(f"{missing} of {len(planned.ids)} planned memories are not here or not as they were.")
     if tally.invalid_count:
         warnings.append(f"{tally.invalid_count} restored memories break a rule of the data model; see invalid.")
-    advice = "Look at refused, mend what stands in the way, and plan again." if missing else "Check get_sync_status."
+    warnings += tally.context_faults[:NAMED_FAULTS]
+    mend = "Look at refused, mend what stands in the way, and plan again."
+    advice = ("Call sync_now, then plan again." if tally.held_back else mend) if missing else "Check get_sync_status."
     return RecoveryReport(
         complete=not missing,
         next_step=advice,
@@ -296,7 +352,7 @@ def _report(planned: _Planned, tally: _Tally, sessions: int, started: float) -> 
         refused_count=tally.fault_count,
         invalid=tally.invalid,
         invalid_count=tally.invalid_count,
-        sessions_restored=sessions,
+        sessions_restored=tally.sessions,
         duration_ms=round(1000 * (time.monotonic() - started)),
     )
 

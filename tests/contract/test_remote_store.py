@@ -421,10 +421,10 @@ class RemoteContract:
 
     async def test_the_newest_definition_is_kept(self, bench: Bench) -> None:
         """What a recovery creates the local table from."""
-        assert await bench.remote.definition() is None
+        assert await bench.remote.definitions() == {}
         for text in ('{"columns": 1}', '{"columns": 2}'):
             await bench.remote.note_definition(LAPTOP, text)
-        assert await bench.remote.definition() == '{"columns": 2}'
+        assert await bench.remote.definitions() == {LAPTOP.id: '{"columns": 2}'}
 
     @pytest.mark.promise("P2")
     @ON_A_STORE

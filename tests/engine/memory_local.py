@@ -181,7 +181,7 @@ class MemoryLocal:
             self._settle_rows(self.rows, settlement)
 
     def _carried_on(self, stamp: Stamp, last: int) -> bool:
-        """Whether nothing of this memory has to wait; its entries captured since count on, if its row can be stamped."""
+        """Whether nothing of this memory has to wait; what was captured since counts on, if its row can be stamped."""
         if stamp.version <= stamp.captured or self.rows is None:
             return True
         later = [
@@ -294,9 +294,16 @@ class MemoryLocal:
         refused = [(m.id, "the table refuses it") for m in missing if m.id in self.refusing]
         return PageResult(len(good), len(good) - len(mismatched), len(memories) - len(missing), refused, mismatched)
 
-    async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
+    async def waiting_ids(self) -> list[str]:
+        """Of the entries that are not parked."""
+        return [e.memory_id for seq, e in self.entries.items() if e.memory_id and seq not in self.parked]
+
+    async def restore_context(
+        self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]
+    ) -> list[str]:
         """Keep them."""
         self.context += [*sessions, *projects]
+        return []
 
     async def confirmed_ids(self, after: str, limit: int) -> list[str]:
         """A page."""

@@ -45,7 +45,7 @@ class MemoryRemote:
     session_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     project_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     references: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
-    noted_definition: str | None = None
+    noted: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
 
     async def prepare(self) -> None:
@@ -69,7 +69,7 @@ class MemoryRemote:
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """The newest one wins."""
         self.stores[identity.id] = identity.epoch
-        self.noted_definition = definition
+        self.noted = {identity.id: definition, **{i: text for i, text in self.noted.items() if i != identity.id}}
 
     async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]:
         """A page."""
@@ -110,9 +110,9 @@ class MemoryRemote:
         own = [node.memory.deleted_at is not None for node in self.nodes.values() if node.origin == store]
         return Holdings(store in self.stores, len(own) - sum(own), sum(own))
 
-    async def definition(self) -> str | None:
-        """What was noted last."""
-        return self.noted_definition
+    async def definitions(self) -> dict[str, str]:
+        """The newest first."""
+        return dict(self.noted)
 
     async def texts_without_vector(self, limit: int) -> list[Text]:
         """Those that wait."""

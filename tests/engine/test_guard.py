@@ -12,7 +12,7 @@ PROTECTED = GuardResult(protected=True)
 
 def guard(local: MemoryLocal, *, may_initialise: bool = False) -> Guard:
     """Of that store."""
-    return Guard(local, MemoryRemote(), may_initialise=may_initialise)
+    return Guard(local, MemoryRemote(), MemoryRemote(), may_initialise=may_initialise)
 
 
 async def test_a_database_of_the_users_is_not_touched_unasked() -> None:
@@ -60,7 +60,7 @@ async def test_rows_that_were_missed_are_queued_in_pages() -> None:
 async def test_the_definition_is_noted_when_it_changes() -> None:
     """Not while there is no table, not again while it is the same, not of a table that is not captured."""
     local, remote = MemoryLocal(), MemoryRemote()
-    keeper = Guard(local, remote, may_initialise=False)
+    keeper = Guard(local, remote, remote, may_initialise=False)
     assert [await keeper.note_definition_once() for _ in range(2)] == [True, False]
     local.shape = "another shape"
     local.captured = False
@@ -69,7 +69,7 @@ async def test_the_definition_is_noted_when_it_changes() -> None:
     assert await keeper.note_definition_once()
     local.rows = None
     assert not await keeper.note_definition_once()
-    assert remote.noted_definition == "another shape"
+    assert remote.noted == {"store": "another shape"}
 
 
 async def test_a_definition_that_could_not_be_noted_is_noted_later() -> None:
@@ -79,7 +79,7 @@ async def test_a_definition_that_could_not_be_noted_is_noted_later() -> None:
         async def note_definition(self, *_: object) -> None:
             raise Unavailable("away")
 
-    keeper = Guard(MemoryLocal(), Away(), may_initialise=False)
+    keeper = Guard(MemoryLocal(), Away(), MemoryRemote(), may_initialise=False)
     for _ in range(2):
         with pytest.raises(Unavailable):
             await keeper.note_definition_once()

@@ -2,12 +2,15 @@
 
 from datetime import timedelta
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from dionysus_sync_mcp.domain.errors import InputError, Unavailable
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.domain.memory import RemoteMemory
+from dionysus_sync_mcp.engine.ports import Scope, StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
-from dionysus_sync_mcp.engine.recover import LIFETIME, NAMED_FAULTS, PAGE, Recoverer
+from dionysus_sync_mcp.engine.recover import KEPT_PLANS, LIFETIME, NAMED_FAULTS, PAGE, Recoverer
 from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport
 from tests.engine.memory_local import START, MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
@@ -85,7 +88,7 @@ async def test_a_plan_can_be_run_once_within_its_time() -> None:
     stores = await world(1)
     plan = await stores.plan()
     assert plan.expires_at == START + LIFETIME
-    with pytest.raises(InputError, match="nothing was changed"):
+    with pytest.raises(InputError, match="no such plan"):
         await stores.recoverer.run(plan.plan_id, START + LIFETIME)
     plan = await stores.plan()
     await stores.recoverer.run(plan.plan_id, START + LIFETIME - timedelta(seconds=1))
@@ -120,14 +123,79 @@ async def test_what_waits_is_pushed_before_anything_is_compared() -> None:
     assert {i: r.properties.content for i, r in stores.local.table.items()} == {"000001": "newest"}
 
 
-async def test_a_queue_that_cannot_be_pushed_does_not_stop_a_plan() -> None:
-    """The remote takes no writes now; its memories can still be brought back."""
+async def test_a_queue_that_cannot_be_pushed_holds_its_memories_back() -> None:
+    """The remote takes no writes now: what it has of them is old, all others can be brought back."""
     stores = await world(3)
     stores.local.write("000000", "cannot be pushed")
     stores.remote.failure = Unavailable("takes no writes")
     stores.local.rows = {}
+    plan = await stores.plan()
+    assert (plan.will_restore, "1 memories are left out" in plan.warnings[0]) == (2, True)
+    assert (await stores.recoverer.run(plan.plan_id, START)).complete
+    assert sorted(stores.local.table) == ["000001", "000002"]
+    stores.remote.failure = None
     assert (await stores.recover()).complete
-    assert len(stores.local.table) == 3
+    assert stores.local.table["000000"].properties.content == "cannot be pushed"
+
+
+async def test_a_change_that_comes_after_the_plan_is_not_undone() -> None:
+    """Its memory is left out of the run, which is not complete then."""
+    stores = await world(3)
+    kept = stores.local.table["000000"]
+    stores.local.rows = {}
+    plan = await stores.plan()
+    stores.local.table["000000"] = kept
+    stores.local.write("000000", "newest")
+    stores.local.rows = {}
+    stores.remote.failure = Unavailable("takes no writes")
+    report = await stores.recoverer.run(plan.plan_id, START)
+    assert (report.complete, report.verified, sorted(stores.local.table)) == (False, 2, ["000001", "000002"])
+    assert "waits to be pushed" in report.warnings[0]
+
+
+@pytest.mark.promise("P8")
+async def test_a_recovery_that_is_cut_off_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it had done until then, and why it ended."""
+    stores = await world(PAGE + 10)
+    stores.local.rows = {}
+    plan = await stores.plan()
+    whole = stores.remote.memories
+
+    async def fading(scope: Scope, after: str, limit: int) -> list[RemoteMemory]:
+        while after and not stores.local.table:
+            await anyio.sleep(0)
+        if after:
+            raise Unavailable("gone")
+        return await whole(scope, after, limit)
+
+    monkeypatch.setattr(stores.remote, "memories", fading)
+    with anyio.fail_after(10), pytest.raises(Unavailable, match="gone"):
+        await stores.recoverer.run(plan.plan_id, START)
+    assert (stores.local.events[-1].result, stores.local.events[-1].error_message) == ("partial", "cut off: gone.")
+    assert (stores.local.reports[-1]["complete"], stores.local.reports[-1]["verified"]) == (False, PAGE)
+
+
+async def test_only_the_newest_plans_are_kept() -> None:
+    """A client that only plans does not fill the memory."""
+    stores = await world(1)
+    plans = [await stores.plan() for _ in range(KEPT_PLANS + 1)]
+    with pytest.raises(InputError):
+        await stores.recoverer.run(plans[0].plan_id, START)
+    await stores.recoverer.run(plans[1].plan_id, START)
+
+
+async def test_a_store_goes_by_the_definition_that_it_noted() -> None:
+    """Not by that of another store, though it is newer; a store that never wrote here goes by the newest."""
+    stores = await world(1)
+    other = StoreIdentity("other", "epoch")
+    for identity, text in ((stores.local.identity_, "own"), (other, "the other's")):
+        await stores.remote.note_definition(identity, text)
+    stores.local.rows = None
+    await stores.recover()
+    assert stores.local.shape == "own"
+    stores.local.rows, stores.local.identity_ = None, StoreIdentity("fresh", "epoch")
+    await stores.recover()
+    assert stores.local.shape == "the other's"
 
 
 async def test_a_remote_that_goes_away_is_said_in_our_words() -> None:

@@ -33,7 +33,7 @@ AWAY = Looked(Health("neo4j", error="connection refused", hint="Start it."))
 
 def syncer(local: MemoryLocal, remote: MemoryRemote, *services: Looked, model: Model | None = None) -> Syncer:
     """On these stores, in batches of two."""
-    refiller = Refiller(local, remote, local, Guard(local, remote, may_initialise=False))
+    refiller = Refiller(local, remote, local, Guard(local, remote, remote, may_initialise=False))
     return Syncer(
         services or (UP,),
         Pusher(local, remote, remote, rows=2),

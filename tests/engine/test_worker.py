@@ -28,7 +28,7 @@ POLL = 0.01
 
 def worker(local: MemoryLocal, remote: MemoryRemote) -> Worker:
     """On these stores."""
-    guard = Guard(local, remote, may_initialise=False)
+    guard = Guard(local, remote, remote, may_initialise=False)
     refill = Refiller(local, remote, local, guard).refill_once
     pusher = Pusher(local, remote, remote)
     return Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=None, refill=refill)
@@ -109,7 +109,7 @@ async def test_what_is_written_is_pushed_and_embedded() -> None:
         await eventually(lambda: "a" in remote.nodes and not remote.nodes["a"].unembedded and not local.entries)
         assert background.report().state in ("idle", "pushing")
         tasks.cancel_scope.cancel()
-    assert remote.noted_definition == "the shape"
+    assert remote.noted == {"store": "the shape"}
 
 
 @pytest.mark.promise("P8")
@@ -157,7 +157,7 @@ async def test_the_session_is_saved_until_it_succeeds() -> None:
         await saved()
 
     local, remote = MemoryLocal(), MemoryRemote()
-    guard = Guard(local, remote, may_initialise=False)
+    guard = Guard(local, remote, remote, may_initialise=False)
     refill = Refiller(local, remote, local, guard).refill_once
     pusher = Pusher(local, remote, remote)
     background = Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=save, refill=refill)

@@ -50,10 +50,10 @@ class Reader(Part):
         """What that store wrote last."""
         return Holdings(*await self._connection.read("holdings", self._limits.read_seconds, store=store))
 
-    async def definition(self) -> str | None:
-        """The newest definition of a local table that was noted, JSON text."""
-        text: str | None = await self._connection.read("definition", self._limits.read_seconds)
-        return text
+    async def definitions(self) -> dict[str, str]:
+        """By the id of the local store, newest first."""
+        rows: list[tuple[str, str]] = await self._connection.read("definitions", self._limits.read_seconds)
+        return dict(rows)
 
     async def _page(self, statement: str, scope: Scope, after: str, limit: int) -> list[list[Any]]:
         page: list[list[Any]] = await self._connection.read(

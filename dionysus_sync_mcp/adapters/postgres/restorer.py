@@ -81,13 +81,35 @@ class PostgresRestorer:
                 await connection.execute(sql["enqueue_rows"], resurrected)
         return PageResult(restored, len(memories) - present - len(mismatched), present, [], mismatched)
 
-    async def restore_context(self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]) -> None:
-        """See `Restorer.restore_context`."""
-        sql = self._database.sql
+    async def waiting_ids(self) -> list[str]:
+        """See `Restorer.waiting_ids`."""
+        async with self._database.connection() as connection:
+            return [r["id"] for r in await connection.fetch(self._database.sql["waiting_ids"])]
+
+    async def restore_context(
+        self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]
+    ) -> list[str]:
+        """See `Restorer.restore_context`. Where one row is refused, each has a transaction of its own."""
+        refused = []
+        for kind, rows in (("project", projects), ("session", sessions)):
+            statement = self._database.sql[f"restore_{kind}s"]
+            try:
+                await self._restore_rows(statement, rows)
+            except Refused:
+                refused += [fault for row in rows if (fault := await self._restore_alone(kind, statement, row))]
+        return refused
+
+    async def _restore_alone(self, kind: str, statement: str, row: dict[str, Any]) -> str | None:
+        try:
+            await self._restore_rows(statement, [row])
+        except Refused as error:
+            return f"{kind} {row.get('id')} was not restored: {error.what}"
+        return None
+
+    async def _restore_rows(self, statement: str, rows: Sequence[dict[str, Any]]) -> None:
         async with self._database.transaction() as connection:
-            await connection.execute(sql["mark_engine"])
-            await connection.execute(sql["restore_projects"], json.dumps(list(projects)))
-            await connection.execute(sql["restore_sessions"], json.dumps(list(sessions)))
+            await connection.execute(self._database.sql["mark_engine"])
+            await connection.execute(statement, json.dumps(list(rows)))
 
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
         """See `Restorer.record_recovery`."""
