@@ -1,8 +1,11 @@
 """The local queue's behaviour: one suite for the in-memory twin and for PostgreSQL."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
+import anyio
 import pytest
 
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
@@ -36,6 +39,10 @@ class Bench(Protocol):
 
     async def drop(self) -> None: ...
 
+    def holding(self, number: int) -> AbstractAsyncContextManager[None]: ...
+
+    async def wait(self) -> None: ...
+
     async def row(self, number: int) -> Row: ...
 
     async def parked(self) -> list[str]: ...
@@ -62,6 +69,17 @@ class TwinBench:
     async def drop(self) -> None:
         """The table is gone."""
         self.outbox.rows = None
+
+    @asynccontextmanager
+    async def holding(self, number: int) -> AsyncIterator[None]:
+        """Somebody's open transaction has the row."""
+        self.outbox.held.add(str(uid(number)))
+        yield
+        self.outbox.held.clear()
+
+    async def wait(self) -> None:
+        """Until what waits is due."""
+        self.outbox.wait()
 
     async def row(self, number: int) -> Row:
         """One row."""
@@ -103,6 +121,19 @@ class PostgresBench:
     async def drop(self) -> None:
         """The table is gone."""
         await self._client.execute("DROP TABLE memories")
+
+    @asynccontextmanager
+    async def holding(self, number: int) -> AsyncIterator[None]:
+        """Somebody's open transaction has deleted the row, and is rolled back."""
+        transaction = self._client.transaction()
+        await transaction.start()
+        await self._client.execute("DELETE FROM memories WHERE id = $1", uid(number))
+        yield
+        await transaction.rollback()
+
+    async def wait(self) -> None:
+        """Until what waits is due: the clock is the server's, so the time is moved instead."""
+        await self._client.execute("UPDATE dionysus_sync.sync_queue SET next_retry_at = clock_timestamp()")
 
     async def row(self, number: int) -> Row:
         """One row."""
@@ -243,14 +274,70 @@ async def test_changes_captured_meanwhile_are_counted_on_too(bench: Bench) -> No
     """Otherwise a delete among them would be older than what the remote holds, and be lost."""
     for number in (1, 2):
         await bench.write(number, "a")
-    entries = await claimed(bench)
-    await bench.write(1, "b")
-    await bench.delete(2)
-    stamps = [Stamp(str(uid(n)), 9, 1) for n in (1, 2)]
-    await settled(bench, Settlement([e.seq for e in entries], stamps))
-    assert told(await claimed(bench)) == [("update", 10, "b"), ("delete", 10, "a")]
-    assert {e.base_version for e in await claimed(bench)} == {9}
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        await bench.write(1, "b")
+        await bench.delete(2)
+        stamps = [Stamp(str(uid(n)), 9, 1) for n in (1, 2)]
+        await claim.settle(Settlement([e.seq for e in claim.entries], stamps))
+    left = await claimed(bench)
+    assert told(left) == [("create", 1, "a"), ("update", 10, "b"), ("delete", 2, "a")]
+    assert [(e.base_version, e.waited) for e in left] == [(9, True), (9, False), (None, False)]
     assert await bench.row(1) == Row("b", "pending", 10, 9)
+
+
+@pytest.mark.promise("P1")
+async def test_a_row_that_was_inserted_once_more_is_not_taken_for_the_one_that_was_sent(bench: Bench) -> None:
+    """Its entry stays, with the number that it was sent by, for the later ones to be counted on from."""
+    await bench.write(1, "a")
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        await bench.delete(1)
+        await bench.write(1, "b")
+        await claim.settle(Settlement([e.seq for e in claim.entries], [Stamp(str(uid(1)), 9, 1)]))
+    assert told(await claimed(bench)) == [("create", 1, "a"), ("delete", 2, "a"), ("create", 1, "b")]
+    assert [e.base_version for e in await claimed(bench)] == [9, None, None]
+    assert await bench.row(1) == Row("b", "pending", 1, None)
+
+
+HELD = {
+    "stamp": Settlement([], stamps=[Stamp(str(uid(1)), 9, 1)]),
+    "rebase": Settlement([], rebased=[Stamp(str(uid(1)), 9, 1)]),
+    "pull": Settlement([], pulled=[RemoteMemory(str(uid(1)), 9, "h", None, "theirs", *[None] * 8)]),
+}
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("change", HELD)
+async def test_what_a_held_row_needs_waits_and_nothing_else_does(bench: Bench, change: str) -> None:
+    """It is not claimed again at once, but with the next change of its memory; other memories go their way."""
+    await bench.write(1, "a")
+    await bench.write(2, "b")
+    entries = await claimed(bench)
+    async with bench.holding(1):
+        with anyio.fail_after(5):
+            await settled(bench, replace(HELD[change], acknowledged=[e.seq for e in entries]))
+        assert await claimed(bench) == []
+        assert await bench.outbox.queue_length() == 1
+    assert await bench.row(1) == Row("a", "pending", 1, None)
+    await bench.delete(1)
+    assert told(await claimed(bench)) == [("create", 1, "a"), ("delete", 2, "a")]
+    assert [e.base_version for e in await claimed(bench)] == [9 if change == "stamp" else None, None]
+    assert told(await claimed(bench, rows=1)) == [("create", 1, "a"), ("delete", 2, "a")]
+
+
+async def test_what_waits_is_due_again(bench: Bench) -> None:
+    """Even when the memory does not change any more."""
+    await bench.write(1, "a")
+    entries = await claimed(bench)
+    async with bench.holding(1):
+        await settled(bench, replace(HELD["stamp"], acknowledged=[e.seq for e in entries]))
+    assert await claimed(bench) == []
+    await bench.wait()
+    assert [e.waited for e in await claimed(bench)] == [True]
+    await settled(bench, replace(HELD["stamp"], acknowledged=[e.seq for e in entries]))
+    assert await bench.row(1) == Row("a", "synced", 9, 9)
+    assert await bench.outbox.queue_length() == 0
 
 
 async def test_a_row_older_than_what_was_sent_is_not_stamped(bench: Bench) -> None:
