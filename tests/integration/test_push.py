@@ -418,6 +418,79 @@ async def test_a_row_that_somebody_holds_does_not_delay_the_push(
     assert await queue(client) == []
 
 
+async def test_a_row_that_is_referred_to_is_stamped_all_the_same(
+    program: Runtime, client: Client, migrated_database_url: str
+) -> None:
+    """An insert of a row with a foreign key holds the memory in a way that a stamp does not mind."""
+    await client.execute(INSERT, uid(1), "c")
+    async with plain_client(migrated_database_url) as holder, holder.transaction():
+        await holder.execute("SELECT FROM memories FOR KEY SHARE")
+        await push(program)
+        assert await stamps(client) == [("synced", 1, 1)]
+
+
+@pytest.mark.promise("P1")
+async def test_a_held_row_that_has_to_be_rebased_does_not_stop_the_queue(
+    program: Runtime, client: Client, migrated_database_url: str, empty_neo4j: str
+) -> None:
+    """Its entry waits for its row; everybody else's changes go through at once."""
+    await client.execute(INSERT, uid(1), "old")
+    await push(program)
+    await client.execute("DELETE FROM memories")
+    await push(program)
+    await client.execute(INSERT, uid(1), "new")
+    await client.execute(INSERT, uid(2), "another")
+    async with plain_client(migrated_database_url) as holder, holder.transaction():
+        await holder.execute("UPDATE memories SET content = 'newer' WHERE id = $1", uid(1))
+        with anyio.fail_after(10):
+            assert (await push(program)).outcomes == {"created": 1, "stale": 1}
+        assert await operations(client) == [("create", 1)]
+        assert (await node(empty_neo4j, uid(2)))["content"] == "another"
+    await push(program)
+    held = await node(empty_neo4j, uid(1))
+    assert (held["content"], held.get("deleted_at"), held["sync_version"]) == ("newer", None, 3)
+    assert await stamps(client) == [("synced", 3, 3), ("synced", 1, 1)]
+    assert await queue(client) == []
+
+
+@pytest.mark.promise("P1")
+async def test_a_delete_committed_after_the_row_was_pushed_again_is_a_tombstone(
+    program: Runtime, client: Client, migrated_database_url: str, empty_neo4j: str
+) -> None:
+    """The row counts from 1 again and cannot be stamped, since who deletes it holds it: the delete is not too old."""
+    await client.execute(INSERT, uid(1), "v1")
+    await client.execute("UPDATE memories SET content = 'v2'")
+    await push(program)
+    await client.execute("DELETE FROM memories")
+    await client.execute(INSERT, uid(1), "again")
+    async with plain_client(migrated_database_url) as holder, holder.transaction():
+        await holder.execute("DELETE FROM memories")
+        assert (await push(program)).outcomes == {"updated": 1}
+        assert (await node(empty_neo4j, uid(1)))["content"] == "again"
+    await push(program)
+    held = await node(empty_neo4j, uid(1))
+    assert (held["deleted_at"] is not None, held["sync_version"]) == (True, 5)
+    assert await queue(client) == []
+
+
+@pytest.mark.promise("P1")
+async def test_a_delete_of_a_row_that_could_never_be_stamped_is_a_tombstone(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """Its count is far below the remote's, and says nothing: it was captured later by the same store."""
+    await client.execute(INSERT, uid(1), "v1")
+    for number in (2, 3, 4):
+        await client.execute("UPDATE memories SET content = $1", f"v{number}")
+    await push(program)
+    await client.execute("ALTER TABLE memories DISABLE TRIGGER USER")
+    await client.execute("UPDATE memories SET sync_version = 1, synced_version = NULL")
+    await program.init(dry_run=False)
+    await client.execute("DELETE FROM memories")
+    assert (await push(program)).outcomes == {"updated": 1}
+    held = await node(empty_neo4j, uid(1))
+    assert (held["deleted_at"] is not None, held["sync_version"]) == (True, 5)
+
+
 @pytest.mark.parametrize(
     "text",
     [
