@@ -339,6 +339,31 @@ SELECT dionysus_sync.definition_of(to_regclass(:'memories'))::text
 -- $1 schema, $2 definition.
 SELECT dionysus_sync.recreate_table($1, 'memories', $2::jsonb)
 
+-- add_noted_columns --
+-- $1 schema, $2 definition: what the table lacks of its columns; rows that are there need not fill them.
+SELECT dionysus_sync.recreate_column(format('%I.memories', $1::text), col || '{"not_null": false}')
+FROM jsonb_array_elements($2::jsonb -> 'columns') AS col
+WHERE NOT col ->> 'name' = ANY (dionysus_sync.sync_columns())
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS present
+                  WHERE present.attrelid = to_regclass(format('%I.memories', $1::text))
+                    AND present.attname = col ->> 'name' AND NOT present.attisdropped)
+
+-- undo_narrowed --
+-- $1 ids of rows of the page that were just written: those are taken out again for which the table lacks a column that
+-- they fill. Their ids, and the columns.
+WITH narrowed AS (
+    SELECT page.id, string_agg(part.key, ', ' ORDER BY part.key) AS lacking
+    FROM pg_temp.dionysus_restore AS page, jsonb_each(page.extra::jsonb) AS part
+    WHERE page.id = ANY ($1::uuid[]) AND part.value <> 'null'
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS present
+                      WHERE present.attrelid = to_regclass(:'memories') AND present.attname = part.key
+                        AND present.attnum > 0 AND NOT present.attisdropped)
+    GROUP BY page.id
+), undone AS (
+    DELETE FROM :memories AS standing USING narrowed WHERE standing.id = narrowed.id RETURNING standing.id
+)
+SELECT narrowed.id::text AS id, narrowed.lacking FROM narrowed JOIN undone ON undone.id = narrowed.id
+
 -- ensure_schema --
 -- $1 schema: makes it if it is gone.
 SELECT dionysus_sync.ensure_schema($1)

@@ -43,6 +43,7 @@ class _Planned:
     include_deleted: bool
     ids: frozenset[str]
     expires_at: datetime
+    held_back: int
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ class Recoverer:
         expires_at = now + LIFETIME
         standing = [(key, plan) for key, plan in self._plans.items() if plan.expires_at > now]
         self._plans = dict(standing[-(KEPT_PLANS - 1) :])
-        self._plans[plan_id] = _Planned(scope, include_deleted, frozenset(survey.ids), expires_at)
+        self._plans[plan_id] = _Planned(scope, include_deleted, frozenset(survey.ids), expires_at, len(waiting))
         return RecoveryPlan(
             plan_id=plan_id,
             expires_at=expires_at,
@@ -154,7 +155,7 @@ class Recoverer:
         await self._push_what_waits()
         await self._restorer.ensure_schema(await self._definition())
         waiting = planned.ids & await self._waiting()
-        tally.held_back = len(waiting)
+        tally.held_back = planned.held_back + len(waiting)
         await self._restore_pages(replace(planned, ids=planned.ids - waiting), tally, on_progress)
         await self._restore_context(tally)
 
@@ -339,7 +340,7 @@ def _report(planned: _Planned, tally: _Tally, started: float) -> RecoveryReport:
         warnings.append(f"{tally.invalid_count} restored memories break a rule of the data model; see invalid.")
     warnings += tally.context_faults[:NAMED_FAULTS]
     mend = "Look at refused, mend what stands in the way, and plan again."
-    advice = ("Call sync_now, then plan again." if tally.held_back else mend) if missing else "Check get_sync_status."
+    advice = "Call sync_now, then plan again." if tally.held_back else mend if missing else "Check get_sync_status."
     return RecoveryReport(
         complete=not missing,
         next_step=advice,

@@ -160,7 +160,7 @@ async def test_a_plan_is_used_once_and_only_for_a_while(program: Runtime) -> Non
     plan = await program.plan_recovery(EVERYTHING)
     await program.run_recovery(plan.plan_id)
     for plan_id in (plan.plan_id, "no such plan"):
-        with pytest.raises(InputError, match="nothing was changed"):
+        with pytest.raises(InputError, match="no such plan"):
             await program.run_recovery(plan_id)
     late = await program.plan_recovery(EVERYTHING)
     with pytest.raises(InputError, match="expired"):
@@ -380,6 +380,67 @@ async def test_a_table_put_in_its_place_does_not_replace_the_noted_definition(pr
     await client.execute("DROP TABLE memories")
     assert (await recovered(program)).complete
     assert await images(client) == before
+
+
+@pytest.mark.promise("P6")
+async def test_a_table_made_again_narrower_gets_its_columns_back(program: Runtime, client: Client) -> None:
+    """Though it was captured and noted meanwhile: no memory comes back without what it had."""
+    await client.execute("ALTER TABLE memories ADD COLUMN price numeric")
+    await client.execute("INSERT INTO memories (content, price) SELECT 'c' || i, i FROM generate_series(1, 30) AS i")
+    await settled(program)
+    before = await client.fetch("SELECT id, content, price FROM memories ORDER BY id")
+    await client.execute("DROP TABLE memories")
+    await program.init(dry_run=False)
+    await client.execute(INSERT, uid(1), "new")
+    await program.guard.note_definition_once()
+    report = await recovered(program)
+    assert (report.complete, report.verified, report.warnings) == (True, 30, [])
+    after = await client.fetch("SELECT id, content, price FROM memories WHERE id <> $1 ORDER BY id", uid(1))
+    assert after == before
+
+
+@pytest.mark.promise("P6")
+async def test_a_row_that_would_lose_a_value_is_not_brought_back(program: Runtime, client: Client) -> None:
+    """Where no definition says what the column was, the row stays in the remote store, and the report says why."""
+    await client.execute("ALTER TABLE memories ADD COLUMN price numeric")
+    await client.execute("INSERT INTO memories (content, price) VALUES ('plain', NULL), ('priced', 7)")
+    await program.sync(embed=False)
+    await client.execute("DROP TABLE memories")
+    report = await recovered(program)
+    assert (report.complete, report.verified, report.restored, report.refused_count) == (False, 1, 1, 1)
+    assert "price" in (report.refused[0].reason or "")
+    assert [r["content"] for r in await client.fetch("SELECT content FROM memories")] == ["plain"]
+
+
+async def test_a_session_that_is_refused_does_not_stop_a_recovery(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """Memories come first; what is wrong with the session is said."""
+    now = utc_now()
+    await program.reading.save_session(SessionRow(str(uid(9)), "the project", now, now))
+    await client.execute(INSERT, uid(1), "c")
+    await settled(program)
+    await graph(empty_neo4j, "MATCH (s:Session) SET s.last_activity_at = null")
+    await client.execute("DROP SCHEMA public CASCADE; DROP SCHEMA dionysus_sync CASCADE")
+    report = await recovered(program)
+    assert (report.complete, report.sessions_restored) == (True, 0)
+    assert "last_activity_at" in report.warnings[0]
+
+
+@pytest.mark.promise("P7")
+async def test_a_wiped_remote_is_filled_again(program: Runtime, client: Client, empty_neo4j: str) -> None:
+    """From the local store, on record, and the definition too; the status says what is missing until then."""
+    await client.execute("INSERT INTO memories (content) SELECT 'c' || i FROM generate_series(1, 30) AS i")
+    await settled(program)
+    held = await remote_digest(empty_neo4j)
+    await graph(empty_neo4j, "MATCH (n) DETACH DELETE n")
+    assert "30 memories or more are missing in the remote store" in (await program.status()).warnings[0]
+    report = await program.sync(embed=False)
+    assert (report.result, report.pushed) == ("success", 30)
+    assert await remote_digest(empty_neo4j) == held
+    assert await program.guard.note_definition_once()
+    events = "SELECT record_count FROM dionysus_sync.sync_events WHERE result = 'queued'"
+    assert [r[0] for r in await client.fetch(events)] == [30]
 
 
 @pytest.mark.promise("P8")

@@ -61,6 +61,9 @@ class Installer:
                 await connection.execute(sql["recreate_memories"], self._database.schema, definition)
             else:
                 await connection.execute(sql["ensure_schema"], self._database.schema)
+            if definition is not None and not created:
+                await connection.execute(sql["short_lock_wait"])
+                await connection.execute(sql["add_noted_columns"], self._database.schema, definition)
             steps, _ = await self._missing(connection)
             await self._carry_out(connection, steps)
         return created or bool(steps)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.database import Database, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
@@ -76,10 +76,18 @@ class PostgresRestorer:
             present = await connection.fetchval(sql["leave_out_present"])
             restored = await connection.fetchval(sql["write_restored"], False)
             mismatched = [r["id"] for r in await connection.fetch(sql["verify_restored"])]
+            narrowed = await connection.fetch(sql["undo_narrowed"], mismatched) if mismatched else []
             resurrected = [r["id"] for r in await connection.fetch(sql["resurrected_ids"])]
             if resurrected:
                 await connection.execute(sql["enqueue_rows"], resurrected)
-        return PageResult(restored, len(memories) - present - len(mismatched), present, [], mismatched)
+        lacking = {r["id"]: f"the table has no column for what it has in {r['lacking']}" for r in narrowed}
+        return PageResult(
+            restored=restored - len(lacking),
+            verified=len(memories) - present - len(mismatched),
+            already_there=present,
+            refused=list(lacking.items()),
+            mismatched=[memory_id for memory_id in mismatched if memory_id not in lacking],
+        )
 
     async def waiting_ids(self) -> list[str]:
         """See `Restorer.waiting_ids`."""
@@ -129,7 +137,8 @@ class PostgresRestorer:
         sql = self._database.sql
         async with self._database.transaction() as connection:
             await connection.execute(sql["mark_engine"])
-            marked = await connection.execute(sql["mark_status"], memory_ids, "pending")
+            async with users_path(connection, sql):
+                marked = await connection.execute(sql["mark_status"], memory_ids, "pending")
             await note_event(connection, sql, event)
         return int(marked.split()[-1])
 
