@@ -14,12 +14,12 @@ DRIVERS = ("asyncpg", "neo4j", "neo4j-rust-ext", "mcp")
 
 
 async def machine(postgres_url: str, neo4j_uri: str) -> str:
-    """Date, cores, memory and versions, in a line."""
+    """Date, cores, memory, what else was going on, and versions, in a line."""
     memory = psutil.virtual_memory().total / GIGABYTE
     drivers = ", ".join(f"{name} {version(name)}" for name in DRIVERS)
     return (
         f"on {datetime.now(UTC):%Y-%m-%d} with {os.cpu_count()} cores and {memory:.0f} GB of memory, shared by the "
-        f"program, the measuring client and both servers; {platform.system()}, Python {platform.python_version()}, "
+        f"program, the measuring client and both servers (load average before: {os.getloadavg()[0]:.1f}); {platform.system()}, Python {platform.python_version()}, "
         f"PostgreSQL {await _postgres_version(postgres_url)}, Neo4j {await _neo4j_version(neo4j_uri)}, {drivers}"
     )
 
