@@ -19,7 +19,8 @@ async def machine(postgres_url: str, neo4j_uri: str) -> str:
     drivers = ", ".join(f"{name} {version(name)}" for name in DRIVERS)
     return (
         f"on {datetime.now(UTC):%Y-%m-%d} with {os.cpu_count()} cores and {memory:.0f} GB of memory, shared by the "
-        f"program, the measuring client and both servers (load average before: {os.getloadavg()[0]:.1f}); {platform.system()}, Python {platform.python_version()}, "
+        f"program, the measuring client and both servers "
+        f"(load average before: {os.getloadavg()[0]:.1f}); {platform.system()}, Python {platform.python_version()}, "
         f"PostgreSQL {await _postgres_version(postgres_url)}, Neo4j {await _neo4j_version(neo4j_uri)}, {drivers}"
     )
 
