@@ -246,7 +246,8 @@ def _consequence(error: DionysusError, tool: str) -> str:
             return "What was restored stays, and the remote store still has everything. Plan again to see what is left."
         case Unavailable() if tool == "recover_from_remote":
             return (
-                "Nothing was lost: planning changes nothing, and what a run has brought back stays; planning again finds what is left. "
+                "Nothing was lost: planning changes nothing, and what a run has brought back stays; "
+                "planning again finds what is left. "
                 "Call get_sync_status to see when the services are back."
             )
         case Starting():
