@@ -164,6 +164,26 @@ class RemoteContract:
         delivered = [*(earlier.newest for _, earlier in case.before), case.then.newest]
         assert held.history == {(v.number, v.content_hash, v.operation, v.properties.content) for v in delivered}
 
+    @pytest.mark.parametrize("number", [1, 5])
+    async def test_a_delete_not_taken_says_whether_it_was_captured_later(self, bench: Bench, number: int) -> None:
+        """By the same store, after what lives here: then its number says nothing, and it may be sent again."""
+        await push(bench, change(version(5, "live", at=2)))
+        told = {}
+        for at in (1, 3):
+            for store in (LAPTOP, DESKTOP):
+                late = change(version(number, "live", operation="delete", at=at))
+                (outcome,) = await push(bench, late, by=store)
+                told[store.id, at] = (outcome.outcome in ("stale", "conflict_lost"), outcome.outlived)
+        assert told == {
+            ("laptop", 1): (True, False),
+            ("desktop", 1): (True, False),
+            ("laptop", 3): (True, True),
+            ("desktop", 3): (True, False),
+        }
+        (tombstone,) = await push(bench, change(version(6, "live", operation="delete", at=3)))
+        (again,) = await push(bench, change(version(number, "live", operation="delete", at=4)))
+        assert (tombstone.outlived, again.outlived) == (False, False)
+
     async def test_the_greater_hash_wins_where_version_and_time_are_equal(self, bench: Bench) -> None:
         """Two stores that deliver in either order end with the same winner."""
         mine, theirs = version(2, "mine"), version(2, "theirs")
