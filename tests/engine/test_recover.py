@@ -163,7 +163,7 @@ async def test_a_recovery_that_is_cut_off_is_on_record(monkeypatch: pytest.Monke
 
     async def fading(scope: Scope, after: str, limit: int) -> list[RemoteMemory]:
         while after and not stores.local.table:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         if after:
             raise Unavailable("gone")
         return await whole(scope, after, limit)
