@@ -98,11 +98,6 @@ class Settings(BaseSettings):
             raise ValueError("NEO4J_PASSWORD is set but NEO4J_URI is 'embedded:', which has no password: set NEO4J_URI")
         return self
 
-    @property
-    def wants_embedded(self) -> bool:
-        """Whether any service is to be run by the program itself."""
-        return EMBEDDED in (self.database_url.get_secret_value(), self.neo4j_uri)
-
 
 def load_settings() -> Settings:
     """The settings of this process's environment.

@@ -36,7 +36,7 @@ def test_unexpanded_placeholders_mean_their_defaults(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert load_settings() == plain
-    assert plain.wants_embedded
+    assert plain.neo4j_uri == "embedded:"
 
 
 def test_each_placeholder_names_its_own_variable(environment: dict[str, str]) -> None:

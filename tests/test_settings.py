@@ -29,7 +29,6 @@ def test_without_any_setting_both_stores_are_embedded() -> None:
     """A newcomer needs no setting at all."""
     settings = load_settings()
     assert (settings.database_url.get_secret_value(), settings.neo4j_uri) == ("embedded:", "embedded:")
-    assert settings.wants_embedded
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> None:

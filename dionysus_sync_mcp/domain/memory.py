@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 MemoryType = Literal["episodic", "semantic", "procedural", "strategic"]
@@ -210,9 +210,3 @@ def _is_uuid(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def json_object(text: str | None) -> dict[str, Any]:
-    """A JSON object's text as a dict; empty for `None`."""
-    value: dict[str, Any] = json.loads(text) if text else {}
-    return value

@@ -99,8 +99,9 @@ class PostgresRestorer:
     ) -> list[str]:
         """See `Restorer.restore_context`. Where one row is refused, each has a transaction of its own."""
         refused = []
-        for kind, rows in (("project", projects), ("session", sessions)):
-            statement = self._database.sql[f"restore_{kind}s"]
+        sql = self._database.sql
+        parts = (("project", sql["restore_projects"], projects), ("session", sql["restore_sessions"], sessions))
+        for kind, statement, rows in parts:
             try:
                 await self._restore_rows(statement, rows)
             except Refused:
