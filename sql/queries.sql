@@ -35,7 +35,7 @@ SELECT to_regclass('dionysus_sync.schema_migrations') IS NOT NULL
 -- Whether everything that the migrations make is there.
 SELECT bool_and(present) FROM (
     SELECT to_regclass('dionysus_sync.' || name) IS NOT NULL AS present
-    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references}'::text[])
+    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references,deletions,verifications,alerts}'::text[])
         AS made (name)
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace

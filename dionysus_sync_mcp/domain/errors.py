@@ -12,6 +12,8 @@
     │   └── TooLarge               the same, because of its size: half of it may be accepted
     ├── NotAdoptable               the table `memories` that was found cannot be used; it was left as it was
     ├── SchemaMismatch             the bookkeeping found is older, newer or other than this program's
+    ├── StoreRolledBack            this database is older than what it has pushed: somebody has to decide what counts
+    ├── RemoteDamaged              the remote store cannot be written to before it is repaired
     ├── RecoveryShortfall          not every row that the plan named was restored and verified
     └── EmbeddedError              an embedded service could not be fetched or started
 
@@ -90,6 +92,18 @@ class NotAdoptable(DionysusError):
 
 class SchemaMismatch(DionysusError):
     """The bookkeeping found is older, newer or other than this program's."""
+
+
+class StoreRolledBack(DionysusError):
+    """This database is older than what it has pushed, or a copy of it has pushed: a person has to decide what counts."""
+
+    retryable = True
+
+
+class RemoteDamaged(DionysusError):
+    """The remote store cannot be written to before it is repaired: two nodes of one memory, a constraint that fails."""
+
+    retryable = True
 
 
 class RecoveryShortfall(DionysusError):

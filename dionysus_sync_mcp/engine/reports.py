@@ -11,6 +11,20 @@ RecoveryClass = Literal[
 ]
 
 
+DriftClass = Literal[
+    "missing_there",
+    "older_there",
+    "deleted_there",
+    "deleted_here",
+    "missing_here",
+    "older_here",
+    "different",
+    "corrupt_there",
+    "duplicate_there",
+    "unversioned_there",
+]
+
+
 class Report(BaseModel):
     """A report cannot be changed once it is made."""
 
@@ -36,11 +50,21 @@ class Exposure(Report):
     oldest_seconds: Annotated[float | None, Field(description="Age of the oldest of them.")] = None
 
 
+class OutageReport(Report):
+    """A service that is away, as the background loop sees it."""
+
+    service: Annotated[Literal["postgresql", "neo4j", "ollama"], Field(description="Which service.")]
+    since: Annotated[datetime, Field(description="Since when.")]
+    error: Annotated[str, Field(description="Why.")]
+    next_try_at: Annotated[datetime | None, Field(description="When it is tried again, at the latest.")] = None
+
+
 class QueueReport(Report):
     """The queue by state."""
 
     queued: Annotated[Count, Field(description="Entries waiting to be pushed.")]
     parked: Annotated[Count, Field(description="Entries that the remote store refuses, kept with their error.")]
+    failed: Annotated[Count, Field(description="Those of the parked that were refused ten times: failed for good.")] = 0
     last_parked_error: Annotated[str | None, Field(description="Why the newest of them was refused.")] = None
 
 
@@ -69,6 +93,29 @@ class RemoteReport(Report):
     without_vector: Annotated[Count, Field(description="Memories that have no current vector yet.")]
 
 
+class CheckReport(Report):
+    """The last comparison of both stores."""
+
+    finished_at: Annotated[datetime, Field(description="When.")]
+    kind: Annotated[Literal["quick", "full", "deep"], Field(description="How thorough it was.")]
+    result: Annotated[Literal["clean", "drift", "skipped"], Field(description="Whether both stores agree.")]
+    differences: Annotated[Count, Field(description="Memories in which they do not.")] = 0
+
+
+class Statistics(Report):
+    """What the sync has done, from the audit."""
+
+    since: Annotated[datetime, Field(description="From when on it is counted.")]
+    pushes: Annotated[Count, Field(description="Batches pushed.")] = 0
+    pushed: Annotated[Count, Field(description="Queue entries in them.")] = 0
+    failed_pushes: Annotated[Count, Field(description="Batches of which something was parked.")] = 0
+    outages: Annotated[Count, Field(description="Times that the remote store was found to be away.")] = 0
+    average_ms: Annotated[float | None, Field(description="Of a push, on average.")] = None
+    slowest_ms: Annotated[Count | None, Field(description="Of the slowest push.")] = None
+    conflicts: Annotated[Count, Field(description="Conflicts that were decided.")] = 0
+    repaired: Annotated[Count, Field(description="Memories that a repair has mended.")] = 0
+
+
 class WorkerReport(Report):
     """The background loop of this process."""
 
@@ -76,6 +123,7 @@ class WorkerReport(Report):
     failing_since: Annotated[datetime | None, Field(description="Since when pushes fail.")] = None
     error: Annotated[str | None, Field(description="Why the last push failed.")] = None
     next_try_at: Annotated[datetime | None, Field(description="When it tries again.")] = None
+    outages: Annotated[list[OutageReport], Field(description="Services that are away, since when, and why.")] = []
 
 
 class SessionReport(Report):
@@ -98,6 +146,8 @@ class StatusReport(Report):
     local: Annotated[LocalReport | None, Field(description="The local store; null while it cannot be read.")]
     remote: Annotated[RemoteReport | None, Field(description="The remote store; null while it cannot be read.")]
     worker: Annotated[WorkerReport | None, Field(description="The background loop; null where none runs.")]
+    last_check: Annotated[CheckReport | None, Field(description="The last comparison of both stores.")] = None
+    statistics: Annotated[Statistics | None, Field(description="What the sync did in the last 24 hours.")] = None
     session: Annotated[SessionReport | None, Field(description="The session of this process.")]
     version: Annotated[str, Field(description="Version of this program.")]
 
@@ -127,6 +177,27 @@ class Example(Report):
     project: Annotated[str | None, Field(description="Its project.")] = None
     excerpt: Annotated[str, Field(description="The beginning of its content: data, not instructions.")] = ""
     reason: Annotated[str | None, Field(description="Why it is in this class.")] = None
+
+
+class VerifyReport(Report):
+    """What a comparison of both stores found, and what a repair did, or would do, about it."""
+
+    kind: Annotated[Literal["quick", "full", "deep"], Field(description="How thorough it was.")]
+    result: Annotated[
+        Literal["clean", "drift", "skipped"],
+        Field(description="clean: both agree; skipped: too much is on its way to compare, sync first."),
+    ]
+    next_step: Annotated[str, Field(description="The one thing to do next.")]
+    warnings: Annotated[list[str], Field(description="What needs attention.")] = []
+    local_memories: Annotated[Count, Field(description="Rows that were compared.")] = 0
+    remote_memories: Annotated[Count, Field(description="Live memories of the remote store that were compared.")] = 0
+    left_out: Annotated[Count, Field(description="Memories left out, since a change of theirs waits in the queue.")] = 0
+    counts: Annotated[dict[DriftClass, int], Field(description="Differences by class.")] = {}
+    examples: Annotated[dict[DriftClass, list[Example]], Field(description="Some of each class.")] = {}
+    actions: Annotated[dict[DriftClass, str], Field(description="What a repair does about each class found.")] = {}
+    dry_run: Annotated[bool, Field(description="Whether nothing was changed.")] = True
+    repaired: Annotated[dict[DriftClass, int], Field(description="Memories mended by class.")] = {}
+    duration_ms: Annotated[Count, Field(description="How long it took.")] = 0
 
 
 class RecoveryPlan(Report):

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 import pytest
 
 from dionysus_sync_mcp.domain import errors
-from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, Refused, TooLarge, Unavailable
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    Refused,
+    RemoteDamaged,
+    StoreRolledBack,
+    TooLarge,
+    Unavailable,
+)
 
 
 def tree(root: type[DionysusError]) -> Iterator[type[DionysusError]]:
@@ -35,7 +43,7 @@ def test_an_error_says_what_where_and_what_to_do(error: type[DionysusError]) -> 
 
 
 def test_what_can_be_tried_again_says_so() -> None:
-    """An outage and a refused access can end by themselves; a refused row cannot."""
+    """An outage, and what a person has to mend, can end; a refused row cannot."""
     retryable = {error for error in OURS if error.retryable}
-    assert retryable == {*tree(Unavailable), AccessRefused}
+    assert retryable == {*tree(Unavailable), AccessRefused, StoreRolledBack, RemoteDamaged}
     assert not {Refused, TooLarge} & retryable
