@@ -95,7 +95,7 @@ class SchemaMismatch(DionysusError):
 
 
 class StoreRolledBack(DionysusError):
-    """This database is older than what it has pushed, or a copy of it has pushed: a person has to decide what counts."""
+    """This database is older than what it has pushed, or a copy of it has pushed: a person decides what counts."""
 
     retryable = True
 
