@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -27,6 +27,14 @@ PREPARING_SECONDS = 0.5
 SLOW_START = 5
 
 Step = Callable[[], Awaitable[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A further loop: `step` does one bounded thing and returns the seconds to wait after it."""
+
+    name: str
+    step: Step
 
 
 @dataclass(slots=True)
@@ -92,6 +100,7 @@ class Worker:
         poll: Seconds between two looks at an empty queue.
         save_session: Saves the session's row; called again until it succeeds, then once a minute.
         refill: Queues again what the remote store has lost; how many memories were.
+        jobs: Further loops, each run beside the others and with their treatment of failures.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class Worker:
         poll: float,
         save_session: Callable[[], Awaitable[None]] | None,
         refill: Callable[[], Awaitable[int]],
+        jobs: Sequence[Job] = (),
     ) -> None:
         self._pusher = pusher
         self._outbox = outbox
@@ -114,6 +124,7 @@ class Worker:
         self._poll = poll
         self._save_session = save_session
         self._refill = refill
+        self._jobs = jobs
         self._outage_noted = False
         self._pushing = False
         self._push_loop = Loop("push", self._push)
@@ -136,6 +147,8 @@ class Worker:
             tasks.start_soon(Loop("embed", self._embed).run)
             if self._save_session:
                 tasks.start_soon(Loop("session", self._keep_session).run)
+            for job in self._jobs:
+                tasks.start_soon(Loop(job.name, job.step).run)
 
     async def _push(self) -> float:
         if not await self._outbox.anything_queued():

@@ -17,7 +17,7 @@ from dionysus_sync_mcp.domain.errors import (
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.refill import Refiller
-from dionysus_sync_mcp.engine.worker import PREPARING_SECONDS, Loop, Worker
+from dionysus_sync_mcp.engine.worker import PREPARING_SECONDS, Job, Loop, Worker
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_embed import Model
@@ -26,12 +26,12 @@ from tests.services.waiting import until
 POLL = 0.01
 
 
-def worker(local: MemoryLocal, remote: MemoryRemote) -> Worker:
+def worker(local: MemoryLocal, remote: MemoryRemote, *jobs: Job) -> Worker:
     """On these stores."""
     guard = Guard(local, remote, remote, may_initialise=False)
     refill = Refiller(local, remote, local, guard).refill_once
     pusher = Pusher(local, remote, remote)
-    return Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=None, refill=refill)
+    return Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=None, refill=refill, jobs=jobs)
 
 
 class Step:
@@ -166,3 +166,15 @@ async def test_the_session_is_saved_until_it_succeeds() -> None:
         await eventually(lambda: saved.calls == 2)
         tasks.cancel_scope.cancel()
     assert saved.failures == []
+
+
+async def test_a_job_is_repeated_beside_the_other_loops() -> None:
+    """One that fails is tried again, and the queue is pushed meanwhile."""
+    job = Step(Unavailable("away"))
+    local, remote = MemoryLocal(), MemoryRemote()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(local, remote, Job("verify", job)).run)
+        local.write("a", "1")
+        await eventually(lambda: job.calls == 2 and "a" in remote.nodes)
+        tasks.cancel_scope.cancel()
+    assert job.failures == []
