@@ -476,6 +476,69 @@ class LocalStatus(Protocol):
     async def state(self) -> LocalState: ...
 
 
+# --- alerts ------------------------------------------------------------------------------------------------------
+
+
+AlertKind = Literal["drift", "rolled_back", "failed_for_good"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewAlert:
+    """What people should be told of. `key` names the event: there is one alert for it, however often it is seen."""
+
+    key: str
+    kind: AlertKind
+    summary: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DueAlert:
+    """An alert that is to be posted now.
+
+    Attributes:
+        attempts: How often it was tried before.
+    """
+
+    id: str
+    kind: str
+    summary: str
+    details: dict[str, Any]
+    raised_at: datetime
+    store_id: str
+    attempts: int
+
+
+class AlertBook(Protocol):
+    """The alerts on record."""
+
+    async def raise_alert(self, alert: NewAlert) -> bool:
+        """Put it on record; whether it is new."""
+        ...
+
+    async def take_due(self, lease: float) -> DueAlert | None:
+        """One that is not delivered and due, which nobody else takes for `lease` seconds; the database's clock counts."""
+        ...
+
+    async def note_delivered(self, alert_id: str) -> None: ...
+
+    async def postpone(self, alert_id: str, delay: float, error: str) -> None:
+        """Try it again in `delay` seconds."""
+        ...
+
+
+class AlertSink(Protocol):
+    """Where alerts are sent to."""
+
+    async def post(self, alert_id: str, body: bytes) -> None:
+        """Send it; returns when it was taken.
+
+        Raises:
+            Unavailable: It was not, or not in time.
+        """
+        ...
+
+
 # --- sessions ----------------------------------------------------------------------------------------------------
 
 
