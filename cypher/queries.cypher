@@ -12,8 +12,25 @@ CALL db.awaitIndexes($at_most)
 CALL dbms.components() YIELD name, versions WHERE name = 'Neo4j Kernel' RETURN versions[0] AS version
 
 // write_store //
-// Notes that a local store writes here. $id, $epoch: its identity.
-MERGE (s:Store {id: $id}) SET s.epoch = $epoch, s.last_push_at = datetime()
+// Moves a local store on to the lineage $to, if what its node remembers is one of $accepted ('' for nothing) or $to itself,
+// which is the case from the second write of a push on. Returns [whether it did, what the node held: see `lineage`].
+// $id, $epoch: the store's identity. $generation: the number of this push. $last_entry: id of its last queue entry.
+MERGE (s:Store {id: $id})
+// Takes the node's lock before it is read: a process that was paused may be writing too.
+SET s:Store
+WITH s, [s.epoch, s.generation, s.lineage, s.past_epochs, s.last_entry] AS held,
+  coalesce(toStringOrNull(s.lineage), '') IN $accepted + [$to] AS moves,
+  CASE WHEN s.epoch IS :: STRING NOT NULL AND s.epoch <> $epoch THEN [s.epoch] ELSE [] END AS given_up
+FOREACH (_ IN CASE WHEN moves THEN [1] ELSE [] END |
+  SET s.past_epochs = coalesce(s.past_epochs, []) + given_up, s.epoch = $epoch, s.generation = $generation,
+      s.lineage = $to, s.last_entry = $last_entry, s.last_push_at = datetime()
+)
+RETURN [moves, held] AS noted
+
+// lineage //
+// Of the local store $id: [epoch, generation, lineage, past epochs, last queue entry].
+MATCH (s:Store {id: $id})
+RETURN [s.epoch, s.generation, s.lineage, s.past_epochs, s.last_entry] AS held
 
 // write_memories //
 // Applies the changes of a batch, each guarded by version, and returns the fields of engine.ports.RowOutcome of each.
@@ -196,9 +213,9 @@ WHERE link.changed_at IS NULL OR changed_at > link.changed_at
 SET link.created_at = datetime(r.created_at), link.changed_at = changed_at, link.deleted = deleted
 
 // note_definition //
-// Keeps the definition of the local table. $id, $epoch: the local store. $definition: JSON text.
+// Keeps the definition of the local table. $id: the local store. $definition: JSON text.
 MERGE (s:Store {id: $id})
-SET s.epoch = $epoch, s.definition = $definition, s.definition_at = datetime()
+SET s.definition = $definition, s.definition_at = datetime()
 
 // definitions //
 // [id of the local store, definition of its table], newest first. No parameters.

@@ -6,7 +6,8 @@
     │   └── InvalidMemory          a memory that breaks a rule of the data model
     ├── Unavailable                a service cannot be used now; the work waits and is tried again
     │   ├── Starting               an embedded service is still being fetched or started
-    │   └── OutcomeUnknown         the connection was lost while a commit was under way
+    │   ├── OutcomeUnknown         the connection was lost while a commit was under way
+    │   └── LineageMoved           the remote store remembers another push than this database; nothing was written
     ├── AccessRefused              wrong password, missing right, unknown database: a person has to act
     ├── Refused                    a service refuses this very piece of work, and would refuse it again
     │   └── TooLarge               the same, because of its size: half of it may be accepted
@@ -21,6 +22,8 @@ A message never holds a secret and never a destructive command: agents paste wha
 """
 
 from typing import ClassVar
+
+from dionysus_sync_mcp.domain.lineage import RemoteLineage
 
 
 class DionysusError(Exception):
@@ -70,6 +73,18 @@ class Starting(Unavailable):
 
 class OutcomeUnknown(Unavailable):
     """The connection was lost while a commit was under way: send again, applying is idempotent."""
+
+
+class LineageMoved(Unavailable):
+    """The remote store remembers another push than this database; nothing was written.
+
+    Args:
+        there: What it remembers, `None` where it remembers none.
+    """
+
+    def __init__(self, there: RemoteLineage | None, *, where: str = "") -> None:
+        super().__init__("another process has pushed meanwhile", where=where, hint="It is tried again.")
+        self.there = there
 
 
 class AccessRefused(DionysusError):

@@ -24,10 +24,16 @@ class Lineage(NamedTuple):
 
 
 class RemoteLineage(NamedTuple):
-    """What the remote store remembers of a local store; `past_epochs` are those that were given up."""
+    """What the remote store remembers of a local store.
+
+    Attributes:
+        past_epochs: Those that were given up.
+        last_entry: Id of the last queue entry of the last push.
+    """
 
     last: Lineage
     past_epochs: frozenset[str] = frozenset()
+    last_entry: str = ""
 
 
 def standing(here: Lineage, there: RemoteLineage | None, *, last_push_waits: bool) -> Standing:

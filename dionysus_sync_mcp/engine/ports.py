@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
+from dionysus_sync_mcp.domain.lineage import RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, Operation, RemoteMemory, Version
 
 Outcome = Literal["created", "updated", "unchanged", "stale", "conflict_won", "conflict_lost", "resurrected"]
@@ -82,10 +83,12 @@ class Installation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreIdentity:
-    """Which local store this is. `epoch` changes when a store was recovered or recreated."""
+    """Which local store this is, and which push it remembers: see `domain.lineage.Lineage`."""
 
     id: str
     epoch: str
+    generation: int = 0
+    lineage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +228,27 @@ class RowOutcome(NamedTuple):
     outlived: bool = False  # a delete was not taken, though what lives there was captured before it by the same store
 
 
+class Move(NamedTuple):
+    """The step of a push from one lineage to the next.
+
+    Attributes:
+        accepted: Lineages that the remote may remember, `""` for none.
+        to: The one that it remembers then.
+        last_entry: Id of the last queue entry of the push.
+    """
+
+    accepted: tuple[str, ...] = ("",)
+    to: str = ""
+    last_entry: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteBatch:
     """One write. `sessions`, `projects` and `references` are rows of these tables as JSON objects, last state each."""
 
     identity: StoreIdentity
     changes: Sequence[MemoryChange]
+    move: Move = Move()
     sessions: Sequence[dict[str, Any]] = ()
     projects: Sequence[dict[str, Any]] = ()
     references: Sequence[dict[str, Any]] = ()
@@ -244,7 +262,11 @@ class RemoteWriter(Protocol):
         ...
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
-        """Apply a batch in one transaction; idempotent; a memory's version never decreases (P2, P3, P4)."""
+        """Apply a batch in one transaction; idempotent; a memory's version never decreases (P2, P3, P4).
+
+        Raises:
+            LineageMoved: The remote remembers a push that the batch's move does not accept; nothing was written.
+        """
         ...
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
@@ -334,6 +356,10 @@ class RemoteReader(Protocol):
 
     async def holdings(self, store: str) -> "Holdings":
         """What the local store with this id wrote last; what other stores wrote does not count."""
+        ...
+
+    async def lineage(self, store: str) -> RemoteLineage | None:
+        """What is remembered of the pushes of the local store with this id; `None` where it has made none."""
         ...
 
     async def definitions(self) -> dict[str, str]:

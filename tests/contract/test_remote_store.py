@@ -1,6 +1,7 @@
 """The remote store's behaviour: one suite for the in-memory twin and for Neo4j in both supported versions."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from neo4j import AsyncGraphDatabase
 from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore
+from dionysus_sync_mcp.domain.errors import LineageMoved
+from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import MemoryChange, Version
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RemoteCounts, Scope, StoreIdentity, Text, Vector
+from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteCounts, Scope, StoreIdentity, Text, Vector
 from tests.contract.remote_bench import (
     DESKTOP,
     EVERYTHING,
@@ -439,6 +442,37 @@ class RemoteContract:
         assert await bench.remote.holdings(LAPTOP.id) == (True, 1, 0)
         assert await bench.remote.holdings("another") == (True, 0, 0)
 
+    @pytest.mark.promise("P3")
+    async def test_a_push_that_does_not_follow_the_last_one_writes_nothing(self, bench: Bench) -> None:
+        """Neither for another lineage nor where none is remembered; what is remembered comes with the error."""
+        await bench.remote.write(_moving("one", change(version(1, "first")), accepted=("",), last_entry="e1"))
+        await bench.remote.write(_moving("one", change(version(1), id_="m2"), accepted=("",), last_entry="e1"))
+        before = await bench.held()
+        for accepted in ("", "another"):
+            with pytest.raises(LineageMoved) as moved:
+                await bench.remote.write(_moving("two", change(version(2, "late")), accepted=(accepted,)))
+            assert moved.value.there == RemoteLineage(Lineage("1", 1, "one"), frozenset(), "e1")
+        assert await bench.held() == before
+        await bench.remote.write(_moving("two", change(version(2, "late")), accepted=("one",)))
+        assert (await bench.held())["m1"].memory.content == "late"
+
+    @pytest.mark.promise("P7")
+    async def test_a_remote_that_remembers_nothing_says_so(self, bench: Bench) -> None:
+        """It was wiped, or only a definition was noted."""
+        for _ in range(2):
+            with pytest.raises(LineageMoved) as moved:
+                await bench.remote.write(_moving("two", change(version(2)), accepted=("one",)))
+            assert (moved.value.there, await bench.remote.lineage(LAPTOP.id)) == (None, None)
+            await bench.remote.note_definition(LAPTOP, "{}")
+        assert await bench.held() == {}
+
+    async def test_an_epoch_that_was_given_up_is_remembered(self, bench: Bench) -> None:
+        """And a definition changes nothing of it."""
+        await bench.remote.write(_moving("one"))
+        await bench.remote.write(_moving("two", accepted=("one",), by=replace(LAPTOP, epoch="2", generation=7)))
+        await bench.remote.note_definition(replace(LAPTOP, epoch="3"), "{}")
+        assert await bench.remote.lineage(LAPTOP.id) == RemoteLineage(Lineage("2", 8, "two"), frozenset({"1"}))
+
     async def test_the_newest_definition_is_kept(self, bench: Bench) -> None:
         """What a recovery creates the local table from."""
         assert await bench.remote.definitions() == {}
@@ -484,6 +518,12 @@ class RemoteContract:
             await push(bench, wanted, by=store)
             assert (await bench.held())[id_] == held
         assert (await twin.held())[id_] == held
+
+
+def _moving(
+    to: str, *changes: MemoryChange, accepted: tuple[str, ...] = ("",), last_entry: str = "", by: StoreIdentity = LAPTOP
+) -> RemoteBatch:
+    return RemoteBatch(by, changes, Move(accepted, to, last_entry))
 
 
 class TestTwin(RemoteContract):

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from dionysus_sync_mcp.domain.errors import LineageMoved
+from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.engine.ports import (
     Holdings,
+    Move,
     Outcome,
     RemoteBatch,
     RemoteCounts,
@@ -20,6 +23,7 @@ from dionysus_sync_mcp.engine.ports import (
 )
 
 APPLIED: frozenset[Outcome] = frozenset({"created", "updated", "resurrected", "conflict_won"})
+NEVER_PUSHED = RemoteLineage(Lineage("", 0, ""))
 HistoryKey = tuple[str, int, str, bool]
 
 
@@ -41,7 +45,7 @@ class MemoryRemote:
 
     nodes: dict[str, Node] = field(default_factory=dict)
     history: dict[HistoryKey, Version] = field(default_factory=dict)
-    stores: dict[str, str] = field(default_factory=dict)
+    stores: dict[str, RemoteLineage] = field(default_factory=dict)
     session_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     project_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     references: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class MemoryRemote:
         """Apply a batch, or raise `failure` and change nothing."""
         if self.failure:
             raise self.failure
-        self.stores[batch.identity.id] = batch.identity.epoch
+        self._move(batch.identity, batch.move)
         changes = sorted(batch.changes, key=lambda change: change.memory_id)
         outcomes = [self._write(change, batch.identity.id) for change in changes]
         for project in batch.projects:
@@ -68,7 +72,7 @@ class MemoryRemote:
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """The newest one wins."""
-        self.stores[identity.id] = identity.epoch
+        self.stores.setdefault(identity.id, NEVER_PUSHED)
         self.noted = {identity.id: definition, **{i: text for i, text in self.noted.items() if i != identity.id}}
 
     async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]:
@@ -110,6 +114,11 @@ class MemoryRemote:
         own = [node.memory.deleted_at is not None for node in self.nodes.values() if node.origin == store]
         return Holdings(store in self.stores, len(own) - sum(own), sum(own))
 
+    async def lineage(self, store: str) -> RemoteLineage | None:
+        """What its pushes have left."""
+        there = self.stores.get(store, NEVER_PUSHED)
+        return there if there.last.lineage else None
+
     async def definitions(self) -> dict[str, str]:
         """The newest first."""
         return dict(self.noted)
@@ -136,6 +145,14 @@ class MemoryRemote:
     async def count_without_vector(self) -> int:
         """Those that wait."""
         return sum(node.unembedded for node in self.nodes.values())
+
+    def _move(self, here: StoreIdentity, move: Move) -> None:
+        there = self.stores.get(here.id, NEVER_PUSHED)
+        if there.last.lineage not in (*move.accepted, move.to):
+            raise LineageMoved(there if there.last.lineage else None)
+        given_up = {there.last.epoch} - {here.epoch, ""}
+        last = Lineage(here.epoch, here.generation + 1, move.to)
+        self.stores[here.id] = RemoteLineage(last, there.past_epochs | given_up, move.last_entry)
 
     def _is_current(self, memory_id: str, text_hash: str) -> bool:
         node = self.nodes.get(memory_id)

@@ -35,10 +35,15 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A named statement with its parameters."""
+    """A named statement with its parameters.
+
+    Attributes:
+        check: Looks at the value before the next statement runs; what it raises undoes the transaction.
+    """
 
     statement: str
     parameters: Mapping[str, Any]
+    check: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,10 @@ class _Transaction:
 
     async def _one(self, transaction: AsyncTransaction, call: Call) -> Any:  # noqa: ANN401 - what a statement returns
         text = self._statements[call.statement]
-        return await _value(await transaction.run(text, dict(call.parameters)))
+        value = await _value(await transaction.run(text, dict(call.parameters)))
+        if call.check:
+            call.check(value)
+        return value
 
 
 async def _value(result: AsyncResult) -> Any:  # noqa: ANN401 - what a statement returns

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Part
+from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of
+from dionysus_sync_mcp.domain.lineage import RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
 from dionysus_sync_mcp.engine.ports import Holdings, RemoteCounts, Scope
 
@@ -49,6 +51,10 @@ class Reader(Part):
     async def holdings(self, store: str) -> Holdings:
         """What that store wrote last."""
         return Holdings(*await self._connection.read("holdings", self._limits.read_seconds, store=store))
+
+    async def lineage(self, store: str) -> RemoteLineage | None:
+        """What that store's pushes have left."""
+        return lineage_of(await self._connection.read("lineage", self._limits.read_seconds, id=store))
 
     async def definitions(self) -> dict[str, str]:
         """By the id of the local store, newest first."""

@@ -1,10 +1,11 @@
-"""Pure: what a batch looks like as the parameters of `write_memories`."""
+"""Pure: what a batch looks like as the parameters of `write_memories`, and what a store's node says."""
 
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import MemoryChange, Version
 
 HASH_CHARACTERS = 16
@@ -53,6 +54,20 @@ def version_key(memory_id: str, version: Version) -> str:
     """The same for every delivery of one version; a tombstone is another version than the row it stands for."""
     kind = ":deleted" if version.operation == "delete" else ""
     return f"{memory_id}:{version.number}:{version.content_hash[:HASH_CHARACTERS]}{kind}"
+
+
+def lineage_of(noted: Sequence[Any] | None) -> RemoteLineage | None:
+    """What the node of a local store says of its pushes; `None` where it says nothing.
+
+    Args:
+        noted: Epoch, generation, lineage, past epochs and last entry, whatever somebody has made of them by hand.
+    """
+    if not noted or not noted[2]:
+        return None
+    epoch, generation, lineage, past_epochs, last_entry = noted
+    number = generation if isinstance(generation, int) else 0
+    past = frozenset(map(str, past_epochs if isinstance(past_epochs, list) else ()))
+    return RemoteLineage(Lineage(str(epoch), number, str(lineage)), past, str(last_entry or ""))
 
 
 def _version(memory_id: str, version: Version, store: str) -> dict[str, Any]:

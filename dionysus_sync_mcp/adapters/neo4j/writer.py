@@ -1,7 +1,11 @@
 """The remote's writing side: its schema, batches of changes, and the definition of the local table."""
 
+from typing import Any
+
 from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
-from dionysus_sync_mcp.adapters.neo4j.rows import memory_parameters
+from dionysus_sync_mcp.adapters.neo4j.errors import WHERE
+from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of, memory_parameters
+from dionysus_sync_mcp.domain.errors import LineageMoved
 from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome, StoreIdentity
 
 SCHEMA = (
@@ -43,8 +47,9 @@ class Writer(Part):
         Raises:
             Refused: The server refuses a row; `TooLarge` when the batch exceeds its memory.
             Unavailable: Nothing was written; `OutcomeUnknown` when that is not known.
+            LineageMoved: The store's node remembers a push that the batch does not follow; nothing was written.
         """
-        calls = [Call("write_store", {"id": batch.identity.id, "epoch": batch.identity.epoch})]
+        calls = [_store(batch)]
         if batch.changes:
             calls.append(Call("write_memories", memory_parameters(batch.changes, batch.identity.id)))
         calls.extend(_context(batch))
@@ -53,8 +58,27 @@ class Writer(Part):
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """Keep the local table's definition (JSON text) with the store's node."""
-        parameters = {"id": identity.id, "epoch": identity.epoch, "definition": definition}
+        parameters = {"id": identity.id, "definition": definition}
         await self._connection.write([Call("note_definition", parameters)], self._limits.write_seconds)
+
+
+def _store(batch: RemoteBatch) -> Call:
+    identity, move = batch.identity, batch.move
+    parameters = {
+        "id": identity.id,
+        "epoch": identity.epoch,
+        "generation": identity.generation + 1,
+        "accepted": list(move.accepted),
+        "to": move.to,
+        "last_entry": move.last_entry,
+    }
+    return Call("write_store", parameters, _check_that_it_moved)
+
+
+def _check_that_it_moved(noted: list[Any]) -> None:
+    moved, held = noted
+    if not moved:
+        raise LineageMoved(lineage_of(held), where=WHERE)
 
 
 def _context(batch: RemoteBatch) -> list[Call]:
