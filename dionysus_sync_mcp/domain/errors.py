@@ -6,6 +6,7 @@
     │   └── InvalidMemory          a memory that breaks a rule of the data model
     ├── Unavailable                a service cannot be used now; the work waits and is tried again
     │   ├── Starting               an embedded service is still being fetched or started
+    │   ├── TimedOut               a service was at work, and had not done it by its deadline: less may be done by then
     │   ├── OutcomeUnknown         the connection was lost while a commit was under way
     │   └── LineageMoved           the remote store remembers another push than this database; nothing was written
     ├── AccessRefused              wrong password, missing right, unknown database: a person has to act
@@ -69,6 +70,10 @@ class Unavailable(DionysusError):
 
 class Starting(Unavailable):
     """An embedded service is still being fetched or started; `what` says how far it is."""
+
+
+class TimedOut(Unavailable):
+    """A service was reached and at work, and had not done it by its deadline: a smaller piece may be done by then."""
 
 
 class OutcomeUnknown(Unavailable):

@@ -205,8 +205,15 @@ class Claim(Protocol):
 class Outbox(Protocol):
     """The local queue."""
 
-    def claim(self, rows: int, size: int) -> AbstractAsyncContextManager[Claim | None]:
-        """The next entries in `seq` order, at most `rows` and about `size` bytes; `None` if someone else is pushing."""
+    def claim(self, rows: int, size: int, seconds: float = 5.0) -> AbstractAsyncContextManager[Claim | None]:
+        """The next entries in `seq` order, at most `rows` and about `size` bytes; `None` if someone else is pushing.
+
+        Args:
+            seconds: Deadline of each statement.
+
+        Raises:
+            TimedOut: Not done by then; fewer entries may be.
+        """
         ...
 
     async def anything_queued(self) -> bool: ...
@@ -252,6 +259,7 @@ class RemoteBatch:
     sessions: Sequence[dict[str, Any]] = ()
     projects: Sequence[dict[str, Any]] = ()
     references: Sequence[dict[str, Any]] = ()
+    seconds: float = 60.0  # deadline of the transaction
 
 
 class RemoteWriter(Protocol):

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dionysus_sync_mcp.domain.conflict import decide_consequence
-from dionysus_sync_mcp.domain.errors import Refused, Unavailable
+from dionysus_sync_mcp.domain.errors import OutcomeUnknown, Refused, TimedOut, Unavailable
 from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory, Version
+from dionysus_sync_mcp.domain.pacing import Pace
 from dionysus_sync_mcp.engine.ports import (
     Claim,
     Conflict,
@@ -75,8 +77,7 @@ class Pusher:
         self._outbox = outbox
         self._writer = writer
         self._reader = reader
-        self._rows = rows
-        self._size = size
+        self._pace = Pace.first(rows, size)
         self._prepared = False
 
     async def push_once(self) -> PushResult:
@@ -86,18 +87,32 @@ class Pusher:
 
         Raises:
             Unavailable: A store is away; the entries stay as they were.
+            TimedOut: The same; the next batch is smaller, and may take longer.
         """
-        async with self._outbox.claim(self._rows, self._size) as claim:
+        started = time.monotonic()
+        try:
+            result = await self._push(started)
+        except (TimedOut, OutcomeUnknown):
+            self._pace = self._pace.after_time_out()
+            raise
+        if result.pushed or result.parked:
+            self._pace = self._pace.after_success(time.monotonic() - started)
+        return result
+
+    async def _push(self, started: float) -> PushResult:
+        async with self._claim() as claim:
             if claim is None:
                 return PushResult(busy=True)
             if not claim.entries:
                 return PushResult()
-            started = time.monotonic()
             await self._prepare_remote()
             settlement, outcomes = await self._apply(claim)
             result = _result(settlement, outcomes)
             await claim.settle(replace(settlement, event=_event(settlement, result, started)))
         return result
+
+    def _claim(self) -> AbstractAsyncContextManager[Claim | None]:
+        return self._outbox.claim(self._pace.rows, self._pace.size, self._pace.seconds)
 
     async def _prepare_remote(self) -> None:
         if not self._prepared:
@@ -110,7 +125,8 @@ class Pusher:
         What comes back may be another server, so its schema is looked at again.
         """
         self._prepared = False
-        async with self._outbox.claim(self._rows, self._size) as claim:
+        self._pace = self._pace.when_cold()
+        async with self._claim() as claim:
             ids = sorted({e.memory_id for e in claim.entries if e.memory_id}) if claim else []
         await self._outbox.note_outage(ids, SyncEvent("local_to_remote", "queued", len(ids), ids, str(error)))
 
@@ -124,6 +140,7 @@ class Pusher:
             sessions=_last_rows(context, "session"),
             projects=_last_rows(context, "project"),
             references=_last_rows(context, "reference"),
+            seconds=self._pace.seconds,
         )
         written = await self._insist_on_deletes(claim, batch, await self._write_or_halve(batch))
         await self._note_unlinked(batch, written)
@@ -303,7 +320,7 @@ def _both_halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 def _of(batch: RemoteBatch, parts: Mapping[str, Sequence[Any]]) -> RemoteBatch:
     """A batch of the same store with these parts and nothing else."""
-    return RemoteBatch(batch.identity, **{"changes": (), **parts})
+    return replace(batch, **{**dict.fromkeys(_PARTS, ()), **parts})
 
 
 def _context_keys(batch: RemoteBatch) -> list[tuple[Any, ...]]:

@@ -109,7 +109,7 @@ class MemoryLocal:
     # --- Outbox
 
     @asynccontextmanager
-    async def claim(self, rows: int, size: int) -> AsyncIterator["MemoryClaim | None"]:
+    async def claim(self, rows: int, size: int, seconds: float = 5.0) -> AsyncIterator["MemoryClaim | None"]:
         """Entries in order; what was settled takes hold when the claim is left without an error."""
         self._check()
         if self.pushing:

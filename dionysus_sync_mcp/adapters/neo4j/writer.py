@@ -46,14 +46,14 @@ class Writer(Part):
 
         Raises:
             Refused: The server refuses a row; `TooLarge` when the batch exceeds its memory.
-            Unavailable: Nothing was written; `OutcomeUnknown` when that is not known.
+            Unavailable: Nothing was written; `OutcomeUnknown` when that is not known, `TimedOut` after `batch.seconds`.
             LineageMoved: The store's node remembers a push that the batch does not follow; nothing was written.
         """
         calls = [_store(batch)]
         if batch.changes:
             calls.append(Call("write_memories", memory_parameters(batch.changes, batch.identity.id)))
         calls.extend(_context(batch))
-        values = await self._connection.write(calls, self._limits.write_seconds)
+        values = await self._connection.write(calls, batch.seconds)
         return sorted(RowOutcome(*outcome) for outcome in values[1]) if batch.changes else []
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:

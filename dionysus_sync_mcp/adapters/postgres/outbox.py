@@ -46,7 +46,7 @@ class PostgresOutbox:
         self._database = database
 
     @asynccontextmanager
-    async def claim(self, rows: int, size: int) -> "AsyncIterator[PostgresClaim | None]":
+    async def claim(self, rows: int, size: int, seconds: float = 5.0) -> "AsyncIterator[PostgresClaim | None]":
         """See `Outbox.claim`. The advisory lock is the transaction's: it cannot outlive this process."""
         sql = self._database.sql
         async with self._database.transaction() as connection:

@@ -1,0 +1,62 @@
+"""How much a push takes on, and how long it may take: less and longer on a slow link, back to the settings after."""
+
+from dataclasses import dataclass, replace
+
+USUAL_SECONDS = 5.0
+# Planning a statement for the first time takes 1-2 s on a quiet machine.
+FIRST_SECONDS = 20.0
+LONGEST_SECONDS = 60.0
+# One row cannot be made smaller: 20 MB at 64 kB/s take five minutes.
+LONGEST_SECONDS_OF_ONE_ROW = 600.0
+SMALLEST_SIZE = 10_000
+# Of the deadline. A batch twice as large still takes less than half of it, so the pace does not swing to and fro.
+QUICK = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the next batch may be.
+
+    Attributes:
+        rows: Queue entries, at most.
+        size: Bytes of their rows, about.
+        seconds: Deadline of each statement, and of the remote store's transaction.
+        most_rows: As set; `rows` goes back to it.
+        most_size: As set; `size` goes back to it.
+    """
+
+    rows: int
+    size: int
+    seconds: float
+    most_rows: int
+    most_size: int
+
+    @classmethod
+    def first(cls, rows: int, size: int) -> "Pace":
+        """The settings, with time to plan the statements."""
+        return cls(rows, size, FIRST_SECONDS, rows, size)
+
+    def when_cold(self) -> "Pace":
+        """The same, with time to plan the statements."""
+        return replace(self, seconds=max(self.seconds, FIRST_SECONDS))
+
+    def after_time_out(self) -> "Pace":
+        """Half of it, in twice the time."""
+        longest = LONGEST_SECONDS if self.rows > 1 else LONGEST_SECONDS_OF_ONE_ROW
+        return replace(
+            self,
+            rows=max(1, self.rows // 2),
+            size=min(self.size, max(SMALLEST_SIZE, self.size // 2)),
+            seconds=max(self.seconds, min(longest, self.seconds * 2)),
+        )
+
+    def after_success(self, took: float) -> "Pace":
+        """Twice as much in half the time, where it was quick; `took` is in seconds."""
+        if took >= self.seconds * QUICK:
+            return self
+        return replace(
+            self,
+            rows=min(self.most_rows, self.rows * 2),
+            size=min(self.most_size, self.size * 2),
+            seconds=max(USUAL_SECONDS, self.seconds / 2),
+        )
