@@ -5,23 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dionysus_sync_mcp.domain.drift import DriftClass
+
 Count = Annotated[int, Field(ge=0)]
 RecoveryClass = Literal[
     "missing_here", "older_here", "identical", "newer_here", "conflicting", "deleted", "only_here", "invalid"
-]
-
-
-DriftClass = Literal[
-    "missing_there",
-    "older_there",
-    "deleted_there",
-    "deleted_here",
-    "missing_here",
-    "older_here",
-    "different",
-    "corrupt_there",
-    "duplicate_there",
-    "unversioned_there",
 ]
 
 

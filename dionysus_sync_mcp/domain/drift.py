@@ -1,0 +1,164 @@
+"""Decides in which way a memory differs between the two stores, and what a repair does about it.
+
+The classes are those of anti-entropy in systems that compare two stores: only one side has it, one side is older, both
+claim the same version. What a memory's change that still waits explains is no drift; the caller leaves it out.
+"""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+DriftClass = Literal[
+    "missing_there",
+    "older_there",
+    "deleted_there",
+    "deleted_here",
+    "missing_here",
+    "older_here",
+    "different",
+    "corrupt_there",
+    "duplicate_there",
+    "unversioned_there",
+]
+Action = Literal["send", "send_above", "delete_again", "restore", "pull", "decide", "merge", "version", "ask"]
+Side = Literal["local", "remote"]
+Reason = Literal["sweep", "wiped", "gap", "person"]
+
+# More rows than this behind the remote at once are no accident of single rows: this database went back in time.
+FEW_SHARE = 0.1
+FEW_ROWS = 1000
+_EPOCH = datetime.fromisoformat("0001-01-01T00:00:00+00:00")
+
+ACTIONS: dict[DriftClass, str] = {
+    "missing_there": "the row is queued and pushed again",
+    "older_there": "the row is queued and pushed again",
+    "deleted_there": "the row, which is live here, is queued and brings the memory back to life in the remote store",
+    "deleted_here": "the delete is queued again; the remote store keeps the content and its history",
+    "missing_here": "the row is restored from the remote store and verified",
+    "older_here": "the remote's version replaces the row, which is kept in the remote's history",
+    "different": "the later one wins, this store's if both are as old; the other one is kept in the remote's history",
+    "corrupt_there": "the row here is pushed above it; one that is not here can only be reported",
+    "duplicate_there": "the highest version stays the memory, the others become versions of it",
+    "unversioned_there": "the missing version is written from the memory itself",
+}
+_REPAIRS: dict[DriftClass, Action] = {
+    "missing_there": "send",
+    "older_there": "send",
+    "deleted_there": "send",
+    "deleted_here": "delete_again",
+    "missing_here": "restore",
+    "older_here": "pull",
+    "different": "decide",
+    "corrupt_there": "send_above",
+    "duplicate_there": "merge",
+    "unversioned_there": "version",
+}
+# What the program mends unasked: only what brings this store's own changes to the remote, and never touches a row here.
+_UNASKED: dict[Reason, frozenset[DriftClass]] = {
+    "sweep": frozenset({"missing_there", "older_there"}),
+    "wiped": frozenset({"missing_there", "older_there", "deleted_there", "deleted_here"}),
+    "gap": frozenset({"missing_there", "older_there", "deleted_there", "deleted_here", "different"}),
+}
+
+
+class Here(NamedTuple):
+    """A row of this store. Its hash is empty where it cannot be made JSON."""
+
+    version: int
+    content_hash: str
+
+
+class There(NamedTuple):
+    """A memory of the remote store, and the local store that wrote it last."""
+
+    version: int
+    content_hash: str
+    deleted: bool
+    origin: str | None
+
+
+class Facts(NamedTuple):
+    """What both stores say of one memory. `deletion`: the version of the delete that the remote confirmed here."""
+
+    here: Here | None
+    there: There | None
+    deletion: int | None = None
+
+
+def classify(facts: Facts, store: str) -> DriftClass | None:
+    """In which way the two sides differ; `None` where they agree, or nothing can be said.
+
+    Args:
+        store: This store: what another one wrote last, and is not here, is not its business.
+    """
+    here, there = facts.here, facts.there
+    if here is None:
+        return _not_here(there, facts.deletion, store)
+    if not here.content_hash:
+        return None
+    if there is None:
+        return "missing_there"
+    if there.deleted:
+        return "deleted_there"
+    if here.version != there.version:
+        return "older_there" if here.version > there.version else "older_here"
+    return None if here.content_hash == there.content_hash else "different"
+
+
+def _not_here(there: There | None, deletion: int | None, store: str) -> DriftClass | None:
+    if there is None or there.deleted or there.origin != store:
+        return None
+    return "deleted_here" if deletion is not None and deletion >= there.version else "missing_here"
+
+
+def confirmed(first: Facts, second: Facts) -> bool:
+    """Whether two looks, one after the other, saw the same: a change on its way moves at least one side meanwhile."""
+    return first == second
+
+
+def repair_of(drift: DriftClass, prefer: Side | None) -> Action | None:
+    """What a repair does about a class; `None`: it leaves it, since the preferred side says nothing against it.
+
+    Args:
+        prefer: Which side counts, where a person has decided on it, since this database went back in time.
+    """
+    if prefer == "remote" and drift == "different":
+        return "pull"
+    if prefer == "local" and drift in ("different", "older_here", "deleted_there"):
+        return "send_above"
+    if prefer == "local" and drift == "missing_here":
+        return None
+    return _REPAIRS[drift]
+
+
+def winner(here_updated_at: str | None, there_updated_at: str | None) -> Side:
+    """Which of two contents of one version counts: the later; of two as old, a change here that bypassed our triggers."""
+    return "remote" if _time(there_updated_at) > _time(here_updated_at) else "local"
+
+
+def rolled_back(older_here: int, rows: int) -> bool:
+    """Whether so many rows are behind the remote that this database must be an older one."""
+    return older_here > FEW_ROWS or older_here > max(1, FEW_SHARE * rows)
+
+
+def unasked(reason: Reason) -> Collection[DriftClass]:
+    """The classes that the program mends without being asked.
+
+    Args:
+        reason: `sweep`: the regular look. `wiped`: the remote store lost memories or was replaced by an older one.
+            `gap`: changes were not captured for a while. `person`: nothing is unasked.
+    """
+    return _UNASKED.get(reason, frozenset())
+
+
+def left(found: Mapping[DriftClass, int], repaired: Mapping[DriftClass, int]) -> int:
+    """How many differences are left after a repair."""
+    return sum(max(0, number - repaired.get(drift, 0)) for drift, number in found.items())
+
+
+def _time(text: str | None) -> datetime:
+    try:
+        time = datetime.fromisoformat(text) if text else _EPOCH
+    except ValueError:
+        return _EPOCH
+    return time if time.tzinfo else time.replace(tzinfo=_EPOCH.tzinfo)
