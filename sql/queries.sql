@@ -457,19 +457,60 @@ ON CONFLICT (id) DO NOTHING
 INSERT INTO dionysus_sync.recoveries (report) VALUES ($1::jsonb)
 
 -- local_state --
--- What needs no table of the user's.
+-- What needs no table of the user's. Beyond 100,000 entries the queue is not counted but bounded from above by its numbers:
+-- counting a million that were just written takes longer than a status may.
+WITH head AS MATERIALIZED (
+    SELECT seq, created_at FROM dionysus_sync.sync_queue WHERE parked_at IS NULL ORDER BY seq LIMIT 100001
+), counted AS (
+    SELECT count(*) AS entries, coalesce(max(seq), 0) AS last FROM head
+), parked AS MATERIALIZED (
+    SELECT parked_at, retry_count >= 10 AS failed, last_error
+    FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL AND superseded_at IS NULL
+)
 SELECT to_regclass(:'memories') IS NOT NULL AS table_present,
-       (SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL) AS queued,
-       (SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL) AS parked,
-       (SELECT min(created_at) FROM (SELECT created_at FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
-                                     ORDER BY seq LIMIT 100) AS head) AS oldest_queued_at,
+       counted.entries + CASE WHEN counted.entries > 100000
+           THEN (SELECT max(seq) FROM dionysus_sync.sync_queue) - counted.last ELSE 0 END AS queued,
+       (SELECT count(*) FROM parked) AS parked,
+       (SELECT count(*) FROM parked WHERE failed) AS failed,
+       (SELECT max(parked_at) FROM parked WHERE failed) AS last_failed_at,
+       (SELECT min(created_at) FROM (SELECT created_at FROM head ORDER BY seq LIMIT 100) AS first) AS oldest_queued_at,
        (SELECT max(timestamp) FROM dionysus_sync.sync_events
         WHERE result = 'success' AND direction = 'local_to_remote') AS last_success_at,
        (SELECT count(*) FROM dionysus_sync.conflicts WHERE closed_at IS NULL) AS open_conflicts,
-       (SELECT last_error FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL
-        ORDER BY parked_at DESC LIMIT 1) AS last_parked_error,
-       identity.id::text AS id, identity.epoch::text AS epoch
-FROM dionysus_sync.store_identity AS identity
+       (SELECT last_error FROM parked ORDER BY parked_at DESC LIMIT 1) AS last_parked_error,
+       identity.id::text AS id, identity.epoch::text AS epoch, identity.generation, identity.lineage::text AS lineage
+FROM dionysus_sync.store_identity AS identity, counted
+
+-- local_activity --
+-- $1 since when: what the sync has done, from the audit.
+SELECT pushes.*, conflicts.*, repairs.*
+FROM (
+    SELECT count(*) FILTER (WHERE result <> 'queued') AS pushes,
+           coalesce(sum(record_count) FILTER (WHERE result <> 'queued'), 0)::bigint AS pushed,
+           count(*) FILTER (WHERE result IN ('failed', 'partial')) AS failed_pushes,
+           count(*) FILTER (WHERE result = 'queued') AS outages,
+           avg(duration_ms) FILTER (WHERE result <> 'queued')::float8 AS average_ms,
+           max(duration_ms) FILTER (WHERE result <> 'queued') AS slowest_ms
+    FROM dionysus_sync.sync_events WHERE timestamp >= $1 AND direction = 'local_to_remote'
+) AS pushes, (
+    SELECT count(*) AS conflicts FROM dionysus_sync.conflicts WHERE detected_at >= $1
+) AS conflicts, (
+    SELECT coalesce(sum(mended.count::integer), 0) AS repaired
+    FROM dionysus_sync.verifications AS check_
+        CROSS JOIN LATERAL jsonb_each_text(coalesce(check_.report -> 'repaired', '{}')) AS mended (class, count)
+    WHERE check_.finished_at >= $1
+) AS repairs
+
+-- last_check --
+SELECT last.finished_at, last.kind::text AS kind, last.result::text AS result,
+       (SELECT coalesce(sum(found.count::integer), 0)
+        FROM jsonb_each_text(coalesce(last.report -> 'counts', '{}')) AS found (class, count)) AS differences
+FROM dionysus_sync.verifications AS last
+ORDER BY last.finished_at DESC LIMIT 1
+
+-- recent_alerts --
+-- $1 how many: the newest first.
+SELECT kind::text AS kind, summary, raised_at, delivered_at, last_error FROM dionysus_sync.alerts ORDER BY raised_at DESC LIMIT $1
 
 -- count_memories --
 SELECT count(*) FROM :memories
@@ -538,3 +579,51 @@ SELECT id, (to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns())::text AS im
 -- demo_destruction --
 -- What the demo's careless client does to the demo's own database.
 DROP TABLE memories
+
+-- raise_alert --
+-- $1 key, $2 kind, $3 summary, $4 details as JSON; no row if this event has its alert already.
+INSERT INTO dionysus_sync.alerts (key, kind, summary, details) VALUES ($1, $2, $3, $4::jsonb)
+ON CONFLICT (key) DO NOTHING
+RETURNING id
+
+-- take_alert --
+-- $1 seconds for which nobody else takes it.
+UPDATE dionysus_sync.alerts AS alert
+SET attempts = alert.attempts + 1, next_try_at = clock_timestamp() + interval '1 second' * $1::float8
+FROM (
+    SELECT due.id, due.attempts FROM dionysus_sync.alerts AS due
+    WHERE due.delivered_at IS NULL AND (due.next_try_at IS NULL OR due.next_try_at <= clock_timestamp())
+    ORDER BY due.raised_at LIMIT 1
+    FOR UPDATE SKIP LOCKED
+) AS taken, dionysus_sync.store_identity AS store
+WHERE alert.id = taken.id
+RETURNING alert.id::text AS id, alert.kind::text AS kind, alert.summary, alert.details::text AS details,
+          alert.raised_at, store.id::text AS store_id, taken.attempts
+
+-- note_delivered --
+UPDATE dionysus_sync.alerts SET delivered_at = clock_timestamp(), next_try_at = NULL, last_error = NULL
+WHERE id = $1::text::uuid
+
+-- postpone_alert --
+-- $1 id, $2 seconds, $3 why.
+UPDATE dionysus_sync.alerts
+SET next_try_at = clock_timestamp() + interval '1 second' * $2::float8, last_error = $3
+WHERE id = $1::text::uuid AND delivered_at IS NULL
+
+-- prune_events --
+-- $1 how many at most; how many were. What went well is kept for 30 days, and the last of it for good, since the status
+-- says when that was; what did not go well is kept for a year.
+WITH last AS (
+    SELECT id FROM dionysus_sync.sync_events WHERE result = 'success' AND direction = 'local_to_remote'
+    ORDER BY timestamp DESC LIMIT 1
+), old AS (
+    SELECT id FROM dionysus_sync.sync_events
+    WHERE timestamp < clock_timestamp()
+                      - CASE WHEN result IN ('success', 'queued') THEN interval '30 days' ELSE interval '1 year' END
+      AND timestamp < clock_timestamp() - interval '30 days'
+      AND id NOT IN (SELECT id FROM last)
+    ORDER BY timestamp LIMIT $1
+), pruned AS (
+    DELETE FROM dionysus_sync.sync_events AS event USING old WHERE event.id = old.id RETURNING 1
+)
+SELECT count(*) FROM pruned

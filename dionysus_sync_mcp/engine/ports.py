@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
+from dionysus_sync_mcp.domain.drift import Facts, Here, There
 from dionysus_sync_mcp.domain.lineage import RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, Operation, RemoteMemory, Version
 
@@ -441,6 +442,171 @@ class Refilling(Protocol):
         ...
 
 
+# --- verify ------------------------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """What two looks saw of one memory.
+
+    Attributes:
+        actual: The hash that its content in the remote store has, where that was recomputed; empty for one that
+            cannot be read as a row.
+    """
+
+    memory_id: str
+    facts: Facts
+    actual: str | None = None
+
+
+class Tally(NamedTuple):
+    """Live memories of one project: how many, and the sum of their versions. Tells that something differs, not what."""
+
+    memories: int
+    versions: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLook:
+    """The queue when a comparison began.
+
+    Attributes:
+        waiting: Memories of which a change waits, parked ones too, or `None` for too many to be left out one by one.
+        parked: Those of them of which a change is parked and was not superseded.
+        oldest_at: When the oldest of the changes that wait was captured, `None` if none waits.
+    """
+
+    waiting: frozenset[str] | None
+    parked: frozenset[str] = frozenset()
+    oldest_at: datetime | None = None
+
+
+class Due(NamedTuple):
+    """A comparison that is due.
+
+    Attributes:
+        since: Of when the reason is; a later one asks for another comparison.
+        gap: Whether changes were not captured for a while; else the remote store lost some.
+    """
+
+    since: datetime
+    gap: bool
+
+
+class LocalSnapshot(Protocol):
+    """The local store at one moment."""
+
+    @property
+    def queue(self) -> QueueLook: ...
+
+    def rows(self) -> AsyncIterator[Sequence[tuple[str, Here]]]:
+        """All rows, in pages, ordered by id."""
+        ...
+
+    async def tallies(self) -> dict[str | None, Tally]:
+        """By project, without what waits."""
+        ...
+
+
+class LocalComparison(Protocol):
+    """The local store's side of a comparison; changes nothing of the user's."""
+
+    async def obstacle(self) -> str | None:
+        """Why nothing can be compared now, one clause; `None` where it can be."""
+        ...
+
+    def snapshot(self, most_waiting: int) -> AbstractAsyncContextManager[LocalSnapshot]: ...
+
+    async def look(self, memory_ids: Sequence[str]) -> tuple[dict[str, Here], dict[str, int], frozenset[str]]:
+        """At one moment: rows, versions of confirmed deletes, and the ids of which a change waits."""
+        ...
+
+    async def hashes(self, memories: Sequence[RemoteMemory]) -> dict[str, str]:
+        """The hash that each would have as a row here; empty for one that cannot be a row."""
+        ...
+
+    async def due(self) -> Due | None: ...
+
+    async def settle_due(self, due: Due) -> None:
+        """That comparison is done; one that is due for a later reason stays due."""
+        ...
+
+    async def record(self, kind: str, result: str, report: dict[str, Any], event: SyncEvent | None) -> None:
+        """Keep a comparison's report, and audit its repair; old reports are pruned."""
+        ...
+
+
+class LocalMending(Protocol):
+    """The local store's side of a repair. A row that is not as it was seen any more is left alone each time."""
+
+    async def send(self, seen: Sequence[Seen]) -> int:
+        """Queue these rows; how many were."""
+        ...
+
+    async def send_above(self, seen: Sequence[Seen]) -> int:
+        """Number these rows above the remote's versions, where they are not, and queue them; how many were."""
+        ...
+
+    async def delete_again(self, memories: Sequence[RemoteMemory]) -> int:
+        """Queue deletes of memories that are not here, above the remote's versions; how many were."""
+        ...
+
+    async def states(self, seen: Sequence[Seen]) -> list[MemoryChange]:
+        """The rows as they are now, and the states of them that wait in the queue."""
+        ...
+
+    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory]) -> int:
+        """Make these rows what the remote holds, and drop their changes that wait, which `states` gave; how many were."""
+        ...
+
+    async def begin_epoch(self) -> None:
+        """A person has decided what counts: this store goes on as a new one of the same id."""
+        ...
+
+    async def send_all(self, after: str, limit: int) -> str | None:
+        """Queue a page of the rows above `after` that have nothing queued; the last id that was looked at."""
+        ...
+
+
+class RemoteComparison(Protocol):
+    """The remote store's side of a comparison."""
+
+    async def standing(self, after: str, limit: int) -> list[tuple[str, There]]:
+        """A keyset page of all memories, tombstones too."""
+        ...
+
+    async def standing_of(self, memory_ids: Sequence[str]) -> dict[str, There]: ...
+
+    async def tallies(self, without: Sequence[str]) -> dict[str | None, Tally]:
+        """Of live memories by project, without those."""
+        ...
+
+    async def duplicated(self, limit: int) -> list[str]:
+        """Ids that several nodes bear; none while the constraint that forbids it is there."""
+        ...
+
+    async def deep_page(self, after: str, limit: int) -> list[tuple[RemoteMemory, There, bool]]:
+        """A keyset page of whole memories, and whether the current version of each is in the history."""
+        ...
+
+    async def deep_of(self, memory_ids: Sequence[str]) -> list[tuple[RemoteMemory, There, bool]]: ...
+
+
+class RemoteMending(Protocol):
+    """The remote store's side of a repair; removes no node, and changes none that is not as it was seen."""
+
+    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> None:
+        """Add these states to the histories of their memories, which stay as they are."""
+        ...
+
+    async def keep_found(self, seen: Sequence[Seen]) -> int:
+        """Write what each memory holds now into its history, where it is not there; how many stood as they were seen."""
+        ...
+
+    async def merge_duplicates(self, memory_ids: Sequence[str]) -> int:
+        """The highest version stays the memory, the other nodes become versions of it; how many memories were."""
+        ...
+
+
 # --- query -------------------------------------------------------------------------------------------------------
 
 
@@ -502,12 +668,57 @@ class LocalState:
     open_conflicts: int
     last_parked_error: str | None
     identity: StoreIdentity | None
+    failed: int = 0  # of the parked: refused so often that nothing but a person's word sends them again
+    last_failed_at: datetime | None = None
+
+
+class LastCheck(NamedTuple):
+    """The newest comparison of both stores on record."""
+
+    finished_at: datetime
+    kind: Literal["quick", "full", "deep"]
+    result: Literal["clean", "drift", "skipped"]
+    differences: int
+
+
+class PastAlert(NamedTuple):
+    """An alert on record."""
+
+    kind: str
+    summary: str
+    raised_at: datetime
+    delivered_at: datetime | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the sync has done since a time, from the audit, and the newest entries of the other records."""
+
+    pushes: int = 0
+    pushed: int = 0
+    failed_pushes: int = 0
+    outages: int = 0
+    average_ms: float | None = None
+    slowest_ms: int | None = None
+    conflicts: int = 0
+    repaired: int = 0
+    last_check: LastCheck | None = None
+    alerts: tuple[PastAlert, ...] = ()
 
 
 class LocalStatus(Protocol):
     """Reads for the status; fast, changes nothing."""
 
-    async def state(self) -> LocalState: ...
+    async def state(self) -> LocalState:
+        """A queue of more than 100,000 entries is not counted: its length is then an upper bound."""
+        ...
+
+    async def identity(self) -> StoreIdentity | None:
+        """`None` where the bookkeeping is not installed; cheap, whatever the queue holds."""
+        ...
+
+    async def activity(self, since: datetime) -> Activity: ...
 
 
 # --- alerts ------------------------------------------------------------------------------------------------------
@@ -551,13 +762,21 @@ class AlertBook(Protocol):
         ...
 
     async def take_due(self, lease: float) -> DueAlert | None:
-        """One that is not delivered and due, which nobody else takes for `lease` seconds; the database's clock counts."""
+        """One that is due, by the database's clock; nobody else takes it for `lease` seconds."""
         ...
 
     async def note_delivered(self, alert_id: str) -> None: ...
 
     async def postpone(self, alert_id: str, delay: float, error: str) -> None:
         """Try it again in `delay` seconds."""
+        ...
+
+
+class AuditPruning(Protocol):
+    """Keeping the audit bounded."""
+
+    async def prune_events(self) -> int:
+        """Remove a page of what is older than it is kept for; how many rows were, 0 when there are no more."""
         ...
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, RemoteMemory, Version
 from dionysus_sync_mcp.engine.ports import (
+    Activity,
     Conflict,
     InstallStep,
+    LastCheck,
     LiveVersion,
     LocalState,
     PageResult,
@@ -62,6 +64,7 @@ class MemoryLocal:
     failure: Exception | None = None
     pushing: bool = False
     last_seq: int = 0
+    last_check: LastCheck | None = None
 
     # --- what a user does
 
@@ -332,6 +335,12 @@ class MemoryLocal:
             last_parked_error=next(reversed(self.parked.values()), None),
             identity=self.identity_,
         )
+
+    async def activity(self, since: datetime) -> Activity:
+        """Of the events, as if none were older."""
+        assert since.tzinfo is not None
+        self._check()
+        return Activity(pushes=len(self.events), conflicts=len(self.conflicts), last_check=self.last_check)
 
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
         """Keep both."""

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
-from dionysus_sync_mcp.engine.ports import Filters, FoundMemory, LocalState, SessionRow, StoreIdentity
+from dionysus_sync_mcp.domain.errors import SchemaMismatch
+from dionysus_sync_mcp.engine.ports import (
+    Activity,
+    Filters,
+    FoundMemory,
+    LastCheck,
+    LocalState,
+    PastAlert,
+    SessionRow,
+    StoreIdentity,
+)
 
 if TYPE_CHECKING:
     import asyncpg
@@ -24,6 +34,7 @@ NOT_INITIALISED = LocalState(
     last_parked_error=None,
     identity=None,
 )
+MOST_ALERTS = 5
 
 
 class PostgresReading:
@@ -44,6 +55,26 @@ class PostgresReading:
             present = state is not None and state["table_present"]
             memories = await connection.fetchval(sql["count_memories"]) if present else 0
         return _state(state, memories, captured) if state is not None else NOT_INITIALISED
+
+    async def identity(self) -> StoreIdentity | None:
+        """See `LocalStatus.identity`."""
+        try:
+            return await self._installer.identity()
+        except SchemaMismatch:
+            return None
+
+    async def activity(self, since: datetime) -> Activity:
+        """See `LocalStatus.activity`."""
+        sql = self._database.sql
+        async with self._database.connection() as connection:
+            counts = await connection.fetchrow(sql["local_activity"], since)
+            check = await connection.fetchrow(sql["last_check"])
+            alerts = await connection.fetch(sql["recent_alerts"], MOST_ALERTS)
+        return Activity(
+            **dict(counts or {}),
+            last_check=LastCheck(**dict(check)) if check else None,
+            alerts=tuple(PastAlert(**dict(alert)) for alert in alerts),
+        )
 
     async def search_words(self, text: str, filters: Filters, limit: int) -> list[FoundMemory]:
         """See `WordSearch.search_words`; any word of the question counts."""
@@ -97,5 +128,7 @@ def _state(state: "asyncpg.Record", memories: int, captured: bool) -> LocalState
         last_success_at=state["last_success_at"],
         open_conflicts=state["open_conflicts"],
         last_parked_error=state["last_parked_error"],
-        identity=StoreIdentity(state["id"], state["epoch"]),
+        identity=StoreIdentity(state["id"], state["epoch"], state["generation"], state["lineage"]),
+        failed=state["failed"],
+        last_failed_at=state["last_failed_at"],
     )
