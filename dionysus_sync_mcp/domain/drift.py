@@ -132,7 +132,7 @@ def repair_of(drift: DriftClass, prefer: Side | None) -> Action | None:
 
 
 def winner(here_updated_at: str | None, there_updated_at: str | None) -> Side:
-    """Which of two contents of one version counts: the later; of two as old, a change here that bypassed our triggers."""
+    """Which of two contents of one version counts: the later; of two as old, the change here that bypassed triggers."""
     return "remote" if _time(there_updated_at) > _time(here_updated_at) else "local"
 
 

@@ -555,7 +555,7 @@ class LocalMending(Protocol):
         ...
 
     async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory]) -> int:
-        """Make these rows what the remote holds, and drop their changes that wait, which `states` gave; how many were."""
+        """Make these rows what the remote holds, and drop their waiting changes, which `states` gave; how many were."""
         ...
 
     async def begin_epoch(self) -> None:
@@ -599,7 +599,7 @@ class RemoteMending(Protocol):
         ...
 
     async def keep_found(self, seen: Sequence[Seen]) -> int:
-        """Write what each memory holds now into its history, where it is not there; how many stood as they were seen."""
+        """Write what each memory holds now into its history, if it is not there; how many stood as they were seen."""
         ...
 
     async def merge_duplicates(self, memory_ids: Sequence[str]) -> int:
