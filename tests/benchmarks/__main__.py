@@ -10,7 +10,7 @@ import anyio
 from rich.console import Console
 from rich.markdown import Markdown
 
-from tests.benchmarks import capture, drain, latency, recover, start
+from tests.benchmarks import backlog, capture, drain, latency, recover, start, together
 from tests.benchmarks.machine import machine
 from tests.benchmarks.results import Section, json_text, merged_entries, merged_markdown
 from tests.benchmarks.stores import Stores
@@ -23,6 +23,9 @@ BENCHMARKS: Mapping[str, Callable[[Stores], Awaitable[Section]]] = {
     "latency": latency.benchmark,
     "drain": drain.benchmark,
     "recover": recover.benchmark,
+    "together": together.benchmark,
+    # Last: what it leaves in the servers' caches and logs is of another size.
+    "backlog": backlog.benchmark,
 }
 FOLDER = Path(__file__).parent
 CONSOLE = Console(stderr=True)

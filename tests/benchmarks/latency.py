@@ -1,22 +1,18 @@
 """From a plain client's commit to being seen in Neo4j, with the program's worker in a process of its own."""
 
-import os
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
 import anyio
 from neo4j import AsyncDriver
 
+from tests.benchmarks.program import worker
 from tests.benchmarks.results import Figure, Goal, Section
 from tests.benchmarks.rows import Row, native, rows
 from tests.benchmarks.stores import INSERT, TWIN, Stores, bare_postgres, one_value, percentile
 from tests.services import neo4j, postgres
-from tests.services.local_store import NOBODY
 from tests.services.waiting import until
 
 if TYPE_CHECKING:
@@ -68,7 +64,7 @@ async def benchmark(stores: Stores) -> Section:
 
 async def _with_worker(stores: Stores) -> list[float]:
     await neo4j.empty(stores.neo4j_uri)
-    async with stores.local() as url, _worker(url, stores.neo4j_uri), bare_postgres(url) as local:
+    async with stores.local() as url, worker(url, stores.neo4j_uri), bare_postgres(url) as local:
         return await _measured(stores, local, _nothing)
 
 
@@ -126,18 +122,3 @@ async def _until_all_seen(watch: _Watch) -> None:
         return not watch.waiting()
 
     await until(all_seen, what="every row is seen", seconds=GIVE_UP)
-
-
-@asynccontextmanager
-async def _worker(database_url: str, neo4j_uri: str) -> AsyncIterator[None]:
-    """The real program's worker, while the context lasts."""
-    settings = {"DATABASE_URL": database_url, "NEO4J_URI": neo4j_uri, "OLLAMA_URL": NOBODY}
-    command = [sys.executable, "-m", "dionysus_sync_mcp", "worker"]
-    async with await anyio.open_process(
-        command, env={**os.environ, **settings}, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
-    ) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-            await process.wait()

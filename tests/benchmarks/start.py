@@ -9,15 +9,14 @@ from collections.abc import Mapping
 import anyio
 import psutil
 
+from tests.benchmarks.program import MEGABYTE, settings
 from tests.benchmarks.results import Figure, Goal, Section
 from tests.benchmarks.stores import Stores
 from tests.server.wire import REAL, server_process
-from tests.services.local_store import NOBODY
 
 ROUNDS = 7
 IDLE_SECONDS = 5.0
 EMPTY = (sys.executable, "-c", "from mcp.server.mcpserver import MCPServer; MCPServer('empty').run()")
-MEGABYTE = 1024**2
 ABOUT = f"""The program is started over stdio as Claude Code starts it, with a local and a remote store that are there.
 Milliseconds from the start of the process to its answer to `initialize`: median of {ROUNDS} alternating starts after
 one of each. Memory: resident set {IDLE_SECONDS:g} s after the handshake, with the worker running and connected.
@@ -29,12 +28,12 @@ async def benchmark(stores: Stores) -> Section:
     ours, empty = [], []
     with tempfile.TemporaryDirectory(prefix="dionysus-bench-") as folder:
         async with stores.local() as url:
-            settings = _settings(stores, url, folder)
+            given = {**settings(url, stores.neo4j_uri), "CLAUDE_PROJECT_DIR": folder}
             for number in range(1 + ROUNDS):
                 stores.say(f"start: {number + 1} of {1 + ROUNDS}")
-                ours.append(await _answered(REAL, settings))
+                ours.append(await _answered(REAL, given))
                 empty.append(await _answered(EMPTY, {}))
-            memory = await _resident(REAL, settings)
+            memory = await _resident(REAL, given)
     figures = [
         Figure(
             "`initialize` answered",
@@ -48,24 +47,15 @@ async def benchmark(stores: Stores) -> Section:
     return Section("start", ABOUT, figures)
 
 
-def _settings(stores: Stores, database_url: str, folder: str) -> dict[str, str]:
-    return {
-        "DATABASE_URL": database_url,
-        "NEO4J_URI": stores.neo4j_uri,
-        "OLLAMA_URL": NOBODY,
-        "CLAUDE_PROJECT_DIR": folder,
-    }
-
-
-async def _answered(command: tuple[str, ...], settings: Mapping[str, str]) -> float:
+async def _answered(command: tuple[str, ...], given: Mapping[str, str]) -> float:
     started = time.perf_counter()
-    async with server_process(*command, env=settings) as wire:
+    async with server_process(*command, env=given) as wire:
         await wire.greet()
         return 1000 * (time.perf_counter() - started)
 
 
-async def _resident(command: tuple[str, ...], settings: Mapping[str, str]) -> float:
-    async with server_process(*command, env=settings) as wire:
+async def _resident(command: tuple[str, ...], given: Mapping[str, str]) -> float:
+    async with server_process(*command, env=given) as wire:
         await wire.greet()
         await anyio.sleep(IDLE_SECONDS)
         return float(psutil.Process(wire.process.pid).memory_info().rss / MEGABYTE)

@@ -7,7 +7,7 @@ import anyio
 PAUSE = 0.05
 
 
-async def until(answers: Callable[[], Awaitable[bool]], *, what: str, seconds: float) -> None:
+async def until(answers: Callable[[], Awaitable[bool]], *, what: str, seconds: float, pause: float = PAUSE) -> None:
     """Ask again and again until the answer is yes.
 
     Raises:
@@ -17,5 +17,5 @@ async def until(answers: Callable[[], Awaitable[bool]], *, what: str, seconds: f
         while True:
             if await answers():
                 return
-            await anyio.sleep(PAUSE)
+            await anyio.sleep(pause)
     raise TimeoutError(f"{what} within {seconds:g} s")
