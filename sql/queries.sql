@@ -523,6 +523,142 @@ SELECT DISTINCT memory_id::text AS id FROM dionysus_sync.sync_queue WHERE parked
 -- $1 the last id of the page before or null, $2 how many.
 SELECT id::text AS id FROM :memories WHERE sync_status = 'synced' AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2
 
+-- snapshot_queue --
+-- The queue in a comparison's snapshot: how many memories wait, and when the oldest change was captured.
+SELECT count(DISTINCT memory_id) AS waiting, min(created_at) FILTER (WHERE parked_at IS NULL) AS oldest_at
+FROM dionysus_sync.sync_queue WHERE superseded_at IS NULL
+
+-- snapshot_waiting --
+-- Memories of which a change waits or is parked, and whether it is parked.
+SELECT memory_id::text AS id, bool_or(parked_at IS NOT NULL) AS parked
+FROM dionysus_sync.sync_queue WHERE memory_id IS NOT NULL AND superseded_at IS NULL GROUP BY memory_id
+
+-- local_tallies --
+-- $1 ids to leave out: rows and the sum of their versions by project.
+SELECT source_project AS project, count(*) AS memories, sum(coalesce(sync_version, 1)::bigint)::bigint AS versions
+FROM :memories WHERE NOT id = ANY ($1::uuid[]) GROUP BY source_project
+
+-- confirmed_deletions --
+-- $1 ids: versions of the deletes that the remote store has confirmed.
+SELECT memory_id::text AS id, version FROM dionysus_sync.deletions WHERE memory_id = ANY ($1::uuid[])
+
+-- waiting_of --
+-- $1 ids: those of which a change waits or is parked.
+SELECT DISTINCT memory_id::text AS id FROM dionysus_sync.sync_queue
+WHERE memory_id = ANY ($1::uuid[]) AND superseded_at IS NULL
+
+-- page_hashes --
+-- The hash that each memory of the page has as a row of memories. What the table has no column for counts as captured.
+SELECT page.id::text AS id,
+       dionysus_sync.content_hash(
+           coalesce(page.extra::jsonb, '{}') || (to_jsonb(made.*) - dionysus_sync.sync_columns())) AS content_hash
+FROM pg_temp.dionysus_restore AS page
+    CROSS JOIN LATERAL (SELECT jsonb_build_object(
+        'id', page.id, 'content', page.content, 'memory_type', page.memory_type, 'importance', page.importance,
+        'source_project', page.source_project, 'session_id', page.session_id, 'tags', page.tags,
+        'created_at', page.created_at, 'updated_at', page.updated_at) || coalesce(page.extra::jsonb, '{}') AS image) AS imaged
+    CROSS JOIN LATERAL jsonb_populate_record(NULL:::memories, imaged.image) AS made
+
+-- lock_unchanged --
+-- $1 ids, $2 versions, $3 hashes: locks the rows that still are so; those that somebody holds are about to change. $4 whether
+-- rows of which a change waits are locked too.
+SELECT dionysus_row.id::text AS id
+FROM :memories AS dionysus_row
+    JOIN unnest($1::uuid[], $2::integer[], $3::text[]) AS seen (id, version, content_hash) ON seen.id = dionysus_row.id
+WHERE coalesce(dionysus_row.sync_version, 1) = seen.version
+  AND dionysus_sync.content_hash(to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns()) = seen.content_hash
+  AND ($4 OR NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry
+                         WHERE entry.memory_id = dionysus_row.id AND entry.superseded_at IS NULL))
+ORDER BY dionysus_row.id
+FOR NO KEY UPDATE OF dionysus_row SKIP LOCKED
+
+-- enqueue_deletes --
+-- Queues a delete of each memory of the page, above the remote's version, unless it is here or a change of it waits. The
+-- image is what the remote holds, so that the tombstone has it.
+INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+SELECT page.id, 'delete',
+       coalesce(page.extra::jsonb, '{}') || (to_jsonb(made.*) - dionysus_sync.sync_columns()), page.version + 1, page.version
+FROM pg_temp.dionysus_restore AS page
+    CROSS JOIN LATERAL (SELECT jsonb_build_object(
+        'id', page.id, 'content', page.content, 'memory_type', page.memory_type, 'importance', page.importance,
+        'source_project', page.source_project, 'session_id', page.session_id, 'tags', page.tags,
+        'created_at', page.created_at, 'updated_at', page.updated_at) || coalesce(page.extra::jsonb, '{}') AS image) AS imaged
+    CROSS JOIN LATERAL jsonb_populate_record(NULL:::memories, imaged.image) AS made
+WHERE NOT EXISTS (SELECT FROM :memories WHERE memories.id = page.id)
+  AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry
+                  WHERE entry.memory_id = page.id AND entry.superseded_at IS NULL)
+RETURNING memory_id
+
+-- row_states --
+-- $1 ids: the rows as they are, and their states that wait in the queue, in the columns of `claim_entries`.
+SELECT state.memory_id::text AS memory_id, state.operation, state.sync_version, state.base_version,
+       to_jsonb(state.captured_at) #>> '{}' AS changed_at,
+       dionysus_sync.content_hash(state.payload) AS content_hash,
+       state.payload ->> 'content' AS content,
+       state.payload ->> 'memory_type' AS memory_type,
+       state.payload ->> 'importance' AS importance,
+       state.payload ->> 'source_project' AS source_project,
+       state.payload ->> 'session_id' AS session_id,
+       nullif(state.payload -> 'tags', 'null')::text AS tags,
+       state.payload ->> 'created_at' AS written_at,
+       state.payload ->> 'updated_at' AS updated_at,
+       (state.payload - '{id,content,memory_type,importance,source_project,session_id,tags,created_at,updated_at}'::text[])::text
+           AS rest
+FROM (
+    SELECT entry.memory_id, entry.operation::text AS operation, entry.sync_version, entry.base_version,
+           entry.created_at AS captured_at, entry.payload, entry.seq
+    FROM dionysus_sync.sync_queue AS entry
+    WHERE entry.memory_id = ANY ($1::uuid[]) AND entry.parked_at IS NULL AND entry.sync_version IS NOT NULL
+    UNION ALL
+    SELECT dionysus_row.id, 'update', coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version, clock_timestamp(),
+           to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(), NULL
+    FROM :memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
+) AS state
+ORDER BY state.memory_id, state.seq NULLS LAST
+
+-- drop_waiting --
+-- $1 ids of locked rows, whose states that wait were kept elsewhere.
+DELETE FROM dionysus_sync.sync_queue WHERE memory_id = ANY ($1::uuid[]) AND parked_at IS NULL
+
+-- new_epoch --
+UPDATE dionysus_sync.store_identity SET epoch = gen_random_uuid()
+
+-- comparison_due --
+SELECT compare_since, gap_since FROM dionysus_sync.store_identity WHERE compare_since IS NOT NULL
+
+-- settle_due --
+-- $1 the `compare_since` that was read: a later one stays.
+UPDATE dionysus_sync.store_identity SET compare_since = NULL, gap_since = NULL WHERE compare_since = $1
+
+-- note_gap --
+-- Changes were not captured for a while: a full comparison is due.
+UPDATE dionysus_sync.store_identity SET compare_since = clock_timestamp(), gap_since = clock_timestamp()
+
+-- note_verification --
+INSERT INTO dionysus_sync.verifications (kind, result, report) VALUES ($1, $2, $3::jsonb)
+
+-- prune_verifications --
+-- Keeps the newest $1.
+DELETE FROM dionysus_sync.verifications
+WHERE id IN (SELECT id FROM dionysus_sync.verifications ORDER BY finished_at DESC OFFSET $1)
+
+-- send_page --
+-- $1 the last id of the page before or null, $2 how many rows: those of them that have nothing queued are. The last id.
+WITH page AS MATERIALIZED (
+    SELECT dionysus_row.id FROM :memories AS dionysus_row
+    WHERE $1::uuid IS NULL OR dionysus_row.id > $1 ORDER BY dionysus_row.id LIMIT $2
+), free AS MATERIALIZED (
+    SELECT dionysus_row.id, to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image,
+           coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
+    FROM :memories AS dionysus_row JOIN page ON page.id = dionysus_row.id
+    WHERE NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
+    FOR SHARE OF dionysus_row SKIP LOCKED
+), queued AS (
+    INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+    SELECT free.id, 'update', free.image, free.version, free.base FROM free
+)
+SELECT max(page.id::text) AS id FROM page
+
 -- queue_length --
 SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
 

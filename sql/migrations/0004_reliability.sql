@@ -1,9 +1,11 @@
 -- Which pushes this database has seen. Each push moves both stores on to the next lineage, so that a database restored from
--- an old dump is told from one that is up to date. `compare_since`: since when a full compare is due, null if none is.
+-- an old dump is told from one that is up to date. `compare_since`: since when a full compare is due, null if none is;
+-- `gap_since`: the same, where the reason is that changes were not captured for a while.
 ALTER TABLE dionysus_sync.store_identity
     ADD COLUMN IF NOT EXISTS generation bigint NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS lineage uuid NOT NULL DEFAULT gen_random_uuid(),
-    ADD COLUMN IF NOT EXISTS compare_since timestamptz;
+    ADD COLUMN IF NOT EXISTS compare_since timestamptz,
+    ADD COLUMN IF NOT EXISTS gap_since timestamptz;
 
 -- A parked entry of which a later version of the same memory went through: kept, and nothing to worry about any more.
 ALTER TABLE dionysus_sync.sync_queue ADD COLUMN IF NOT EXISTS superseded_at timestamptz;
