@@ -6,14 +6,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 ONLY ?=
+MINUTES ?= 30
 .DEFAULT_GOAL := help
 # A virtual environment that could not be finished is made again.
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench faults soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
-	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer); make bench ONLY=drain runs one benchmark."
+	@echo "PYTHON=python3.12 chooses the interpreter (3.11 or newer); make bench ONLY=drain runs one benchmark,"
+	@echo "make faults ONLY=5 one scenario; make soak MINUTES=5 is over sooner."
 
 demo: $(VENV)/.embedded ## show the main job on real text, with embedded services
 	$(BIN)/dionysus-sync-mcp demo
@@ -29,6 +31,12 @@ lint: $(VENV)/.dev ## check style, types and the direction of imports
 
 bench: $(VENV)/.dev ## measure, each figure beside its baseline
 	$(BIN)/python -m tests.benchmarks $(ONLY)
+
+faults: $(VENV)/.dev ## do every fault to the program, and write down what was lost
+	$(BIN)/python -m tests.faults $(ONLY)
+
+soak: $(VENV)/.dev ## load with a random fault every minute
+	$(BIN)/python -m tests.faults.soak $(MINUTES)
 
 $(BIN)/python:
 	@'$(PYTHON)' -c '$(ENOUGH)' || { \

@@ -1,0 +1,109 @@
+"""The program is killed with -9 at each step of a push, and what it leaves is finished by the next one.
+
+The steps are not listed here: a push on record says what there is, so that a step that is added is killed at, too.
+"""
+
+import signal
+
+import pytest
+
+from tests.faults.failpoints import Step
+from tests.faults.oracle import Comparison, Oracle
+from tests.faults.plugin import Scenario
+from tests.faults.program import Failpoint, Stores, run
+from tests.integration.stores import graph, remote_digest, uid
+from tests.services.local_store import running
+
+PUSH = ("sync", "--no-embed")
+CLAIM = "try_push_lock"
+REMOTE_COMMIT = ("COMMIT", "write_memories")
+
+
+@pytest.fixture
+async def push_steps(stores: Stores, oracle: Oracle) -> list[Step]:
+    """Every step of a push of changes of each kind, as a command that is not disturbed takes them.
+
+    The first push makes the remote store's indexes, which are there for every later one; so the second is on record.
+    """
+    await write(oracle, "first")
+    await run(stores, *PUSH)
+    await write(oracle, "recorded")
+    ended = await run(stores, *PUSH, failpoint=Failpoint())
+    assert ended.status == 0, ended.output
+    assert (await oracle.compare()).whole
+    return ended.steps
+
+
+async def write(oracle: Oracle, word: str) -> None:
+    """One insert, one update, one delete and one insert after a delete; `word` makes their contents unique."""
+    new, old = uid(oracle.rows_written + 1), uid(oracle.rows_written + 2)
+    await oracle.insert(new, f"{word}: inserted")
+    await oracle.update(new, f"{word}: updated")
+    await oracle.insert(old, f"{word}: to be deleted")
+    await oracle.delete(old)
+
+
+async def test_a_push_on_record_shows_its_steps(push_steps: list[Step]) -> None:
+    """The enumeration that the scenarios rest on has the remote commit between the claim and the acknowledgement."""
+    names = [step.statement or step.name for step in push_steps if step.when == "before"]
+    assert names.index("claim_entries") < names.index("write_memories") < names.index("acknowledge")
+
+
+@pytest.mark.scenario(1, "kill -9 at each step of a push before the remote commit")
+@pytest.mark.promise("P1")
+async def test_killed_before_the_remote_commit(
+    stores: Stores, oracle: Oracle, scenario: Scenario, push_steps: list[Step]
+) -> None:
+    """Nothing has reached the remote store, everything is still queued, and the next push brings it."""
+    for step in before_remote_commit(push_steps):
+        await write(oracle, str(step))
+        before = await remote_digest(stores.neo4j_uri)
+        killed = await run(stores, *PUSH, failpoint=Failpoint(str(step)))
+        assert killed.reached, step
+        assert await remote_digest(stores.neo4j_uri) == before
+        compared, seconds = await finished(stores, oracle)
+        scenario.note(engaged=killed.reached and killed.status == -signal.SIGKILL, compared=compared, seconds=seconds)
+
+
+@pytest.mark.scenario(2, "kill -9 at each step of a push after the remote commit")
+@pytest.mark.promise("P2")
+async def test_killed_after_the_remote_commit(
+    stores: Stores, oracle: Oracle, scenario: Scenario, push_steps: list[Step]
+) -> None:
+    """What was sent already is sent again, or was acknowledged: the remote store stays as it is either way."""
+    for step in after_remote_commit(push_steps):
+        await write(oracle, str(step))
+        killed = await run(stores, *PUSH, failpoint=Failpoint(str(step)))
+        arrived = await remote_digest(stores.neo4j_uri)
+        compared, seconds = await finished(stores, oracle)
+        assert await remote_digest(stores.neo4j_uri) == arrived
+        scenario.note(engaged=killed.reached and killed.status == -signal.SIGKILL, compared=compared, seconds=seconds)
+    assert await graph(stores.neo4j_uri, "MATCH (s:Store) RETURN count(s)") == [1]
+
+
+def before_remote_commit(steps: list[Step]) -> list[Step]:
+    """From the claim on, the steps at which the remote store has nothing of the batch.
+
+    Only those before something: what comes after a step is what comes before the next one.
+    """
+    claimed = next(i for i, step in enumerate(steps) if step.name == CLAIM)
+    return [step for step in steps[claimed : position(steps, "before") + 1] if step.when == "before"]
+
+
+def after_remote_commit(steps: list[Step]) -> list[Step]:
+    """From the moment when the remote store has all of the batch, to the end of the command."""
+    first = position(steps, "after")
+    later = steps[first:]
+    return [step for step in later if step.when == "before" or step.name == "COMMIT"]
+
+
+def position(steps: list[Step], when: str) -> int:
+    """Of the commit of the batch in the remote store."""
+    return next(i for i, step in enumerate(steps) if (step.when, step.name, step.statement) == (when, *REMOTE_COMMIT))
+
+
+async def finished(stores: Stores, oracle: Oracle) -> tuple[Comparison, float]:
+    """Another program pushes what is left; how the stores compare then, and the seconds that it took."""
+    async with running(stores.database_url, stores.neo4j_uri) as runtime:
+        await runtime.sync(timeout=60, embed=False)
+        return await oracle.until_whole()
