@@ -1,5 +1,10 @@
 """How long to wait before trying again: exponential, with full jitter, so that many clients do not return at once."""
 
+# Refusals after which a queue entry is not tried again on its own.
+MOST_REFUSALS = 10
+_FIRST_RETRY = 60.0
+_LONGEST_RETRY = 6 * 3600.0
+
 # Beyond this power the cap has long been reached; it keeps a float from overflowing after weeks of outage.
 _HIGHEST_POWER = 64
 
@@ -14,3 +19,11 @@ def next_delay(attempt: int, fraction: float, base: float = 0.25, cap: float = 6
     """
     longest = min(cap, base * 2.0 ** min(max(attempt, 0), _HIGHEST_POWER))
     return longest * fraction
+
+
+def retry_delay(refusals: int) -> float:
+    """Seconds until a parked queue entry is tried again after its refusal number `refusals` (1 is the first).
+
+    A minute, doubling to six hours. No jitter: one process tries them again, a bounded number at a time.
+    """
+    return min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(max(refusals - 1, 0), _HIGHEST_POWER))

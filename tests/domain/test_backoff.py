@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dionysus_sync_mcp.domain.backoff import next_delay
+from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS, next_delay, retry_delay
 
 attempts = st.integers(min_value=0, max_value=10_000_000)
 fractions = st.floats(min_value=0, max_value=1, exclude_max=True)
@@ -26,6 +26,12 @@ def test_the_jitter_is_full(attempt: int, one: float, other: float) -> None:
     """The wait is proportional to the random fraction, from nothing to the longest wait."""
     assert (next_delay(attempt, one) < next_delay(attempt, other)) <= (one < other)
     assert next_delay(attempt, 0.0) == 0
+
+
+def test_a_refused_entry_waits_a_minute_then_twice_as_long_each_time() -> None:
+    """Up to six hours; the last automatic try comes within a day."""
+    minutes = [retry_delay(refusals) / 60 for refusals in range(1, MOST_REFUSALS + 1)]
+    assert minutes == [1, 2, 4, 8, 16, 32, 64, 128, 256, 360]
 
 
 def test_doubles_from_the_base_up_to_the_cap() -> None:

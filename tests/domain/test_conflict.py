@@ -37,6 +37,14 @@ def test_what_the_remote_did_not_take(
     assert decide_consequence(outcome, sent, remote, local, sent_delete=sent_delete) == consequence
 
 
+@pytest.mark.parametrize("sent_delete", [False, True])
+def test_what_is_older_than_what_was_confirmed_changes_nothing(sent_delete: bool) -> None:
+    """A refused state that is tried again after its successor went through."""
+    outcome: Outcome = "conflict_lost" if sent_delete else "stale"
+    for confirmed, consequence in ((5, "nothing"), (4, "rebase"), (None, "rebase")):
+        assert decide_consequence(outcome, 2, 5, 5, sent_delete=sent_delete, confirmed=confirmed) == consequence
+
+
 @pytest.mark.promise("P7")
 def test_no_live_row_that_lags_is_ever_left_alone() -> None:
     """Otherwise a row could stay behind the remote for ever, with nothing queued."""
