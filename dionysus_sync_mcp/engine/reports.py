@@ -104,6 +104,16 @@ class Statistics(Report):
     repaired: Annotated[Count, Field(description="Memories that a repair has mended.")] = 0
 
 
+class AlertReport(Report):
+    """Something that people were to be told of."""
+
+    kind: Annotated[str, Field(description="drift, rolled_back or failed_for_good.")]
+    summary: Annotated[str, Field(description="What happened.")]
+    raised_at: Annotated[datetime, Field(description="When it was seen.")]
+    delivered_at: Annotated[datetime | None, Field(description="When the webhook took it; null if none has.")] = None
+    last_error: Annotated[str | None, Field(description="Why the webhook did not take it.")] = None
+
+
 class WorkerReport(Report):
     """The background loop of this process."""
 
@@ -136,6 +146,7 @@ class StatusReport(Report):
     worker: Annotated[WorkerReport | None, Field(description="The background loop; null where none runs.")]
     last_check: Annotated[CheckReport | None, Field(description="The last comparison of both stores.")] = None
     statistics: Annotated[Statistics | None, Field(description="What the sync did in the last 24 hours.")] = None
+    alerts: Annotated[list[AlertReport], Field(description="The newest alerts on record.")] = []
     session: Annotated[SessionReport | None, Field(description="The session of this process.")]
     version: Annotated[str, Field(description="Version of this program.")]
 
@@ -152,6 +163,12 @@ class SyncReport(Report):
     pushed: Annotated[Count, Field(description="Queue entries applied to the remote store.")] = 0
     outcomes: Annotated[dict[str, int], Field(description="Memories by what became of them.")] = {}
     parked: Annotated[Count, Field(description="Queue entries refused and kept with their error.")] = 0
+    failed_for_good: Annotated[
+        Count, Field(description="Parked entries that were refused ten times: only a retry sends them again.")
+    ] = 0
+    retried: Annotated[Count, Field(description="Parked entries that were tried again.")] = 0
+    rebuilt: Annotated[Count, Field(description="Memories that were queued to be sent again.")] = 0
+    check: Annotated[CheckReport | None, Field(description="The full comparison of both stores, if asked for.")] = None
     remaining: Annotated[Count | None, Field(description="Queue entries still waiting; null if unknown.")] = None
     embedded: Annotated[Count, Field(description="Memories that got their vector.")] = 0
     without_vector: Annotated[Count | None, Field(description="Memories without a vector; null if unknown.")] = None

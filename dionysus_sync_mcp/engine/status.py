@@ -3,13 +3,15 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 
 from dionysus_sync_mcp.domain.errors import DionysusError
 from dionysus_sync_mcp.domain.exposure import Counts, missing_here, missing_there
+from dionysus_sync_mcp.domain.lineage import Lineage, Standing, standing
 from dionysus_sync_mcp.engine.ports import (
+    Activity,
     Health,
     LocalState,
     LocalStatus,
@@ -19,12 +21,16 @@ from dionysus_sync_mcp.engine.ports import (
     VectorStore,
 )
 from dionysus_sync_mcp.engine.reports import (
+    AlertReport,
+    CheckReport,
     Exposure,
     LocalReport,
+    OutageReport,
     QueueReport,
     RemoteReport,
     ServiceReport,
     SessionReport,
+    Statistics,
     StatusReport,
     WorkerReport,
 )
@@ -36,11 +42,25 @@ RECOVER = "Call recover_from_remote without plan_id to see what can be brought b
 RECOVER_DELETED = (
     "Call recover_from_remote with include_deleted=true, without plan_id, to see what can be brought back."
 )
-PARKED = "Parked changes are in the local store only: mend what the remote store refuses, then change these rows again."
+PARKED = (
+    "Parked changes are in the local store only: call sync_now with retry_parked=true to try them again, "
+    "or change these rows."
+)
+ROLLED_BACK = (
+    "This database is older than what it has pushed: it was restored from an old dump, or is a copy. "
+    "Nothing is pushed until a person decides what counts."
+)
+DECIDE = (
+    "Ask the user to decide: 'dionysus-sync-mcp verify --repair --prefer remote' takes what the remote store has, "
+    "'dionysus-sync-mcp verify --repair --prefer local' what is here; both show a plan first."
+)
+REPAIR = "'dionysus-sync-mcp verify --repair' shows what a repair would do, and changes nothing."
 REFILL = "Call sync_now: it queues again what the remote store lacks."
 SYNCED = "Nothing to do: every change is in the remote store."
 # Looking twice tells a loss from a change that was on its way between the looks at both sides.
 SECOND_LOOK_SECONDS = 0.3
+NO_ACTIVITY = Activity()
+STATISTICS_SPAN = timedelta(hours=24)
 
 
 @dataclass(slots=True)
@@ -50,6 +70,8 @@ class _Looks:
     health: dict[str, Health] = field(default_factory=dict)
     local: LocalState | None = None
     remote: RemoteReport | None = None
+    standing: Standing | None = None
+    activity: Activity | None = None
     unread: dict[str, str] = field(default_factory=dict)
 
 
@@ -81,9 +103,18 @@ class StatusReader:
                     tasks.start_soon(self._look_at_service, service, looks, timeout)
                 tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
                 tasks.start_soon(_within, timeout, "neo4j", self._look_at_remote, looks)
+                tasks.start_soon(self._look_at_activity, now - STATISTICS_SPAN, looks, timeout)
         await self._look_again(looks)
         health = [looks.health[name] for name in sorted(looks.health, reverse=True)]
-        warnings, next_step = advise(health, looks.local, looks.remote, worker, looks.unread)
+        warnings, next_step = advise(
+            health,
+            looks.local,
+            looks.remote,
+            worker,
+            looks.unread,
+            looks.activity or NO_ACTIVITY,
+            looks.standing,
+        )
         return StatusReport(
             next_step=next_step,
             warnings=[*warnings, *session_warnings],
@@ -92,6 +123,9 @@ class StatusReader:
             local=_local(looks.local),
             remote=looks.remote,
             worker=worker,
+            last_check=_check(looks.activity),
+            statistics=_statistics(looks.activity, now - STATISTICS_SPAN),
+            alerts=_alerts(looks.activity),
             session=session,
             version=self._version,
         )
@@ -106,6 +140,21 @@ class StatusReader:
         await self._look_again(looks)
         found = [*_losses(looks.local, looks.remote), *_parked(looks.local)]
         return [warning for warning, _ in found], next((step for _, step in found if step), "")
+
+    async def standing(self) -> Standing | None:
+        """Where the local store stands beside what the remote remembers of it; `None` where there is no local store.
+
+        A push that is under way moves the remote on first, so a remote that is one push ahead is as it should be. What
+        the local store remembers is read after what the remote does: pushes between the two looks are then in both.
+        """
+        before = await self._local.identity()
+        if before is None:
+            return None
+        there = await self._reader.lineage(before.id)
+        here = await self._local.identity()
+        if here is None or here.id != before.id:
+            return None
+        return standing(Lineage(here.epoch, here.generation, here.lineage), there, last_push_waits=True)
 
     async def _look_again(self, looks: _Looks) -> None:
         """What was missing must still be missing, counted with what the table holds after the remote was read."""
@@ -124,7 +173,14 @@ class StatusReader:
     async def _look_at_local(self, looks: _Looks) -> None:
         looks.local = await self._local.state()
 
+    async def _look_at_activity(self, since: datetime, looks: _Looks, timeout: float) -> None:
+        """Statistics are worth no warning of their own: what keeps them from being read is said by the other looks."""
+        with anyio.move_on_after(timeout), suppress(DionysusError):
+            looks.activity = await self._local.activity(since)
+
     async def _look_at_remote(self, looks: _Looks) -> None:
+        with suppress(DionysusError):
+            looks.standing = await self.standing()
         await self._look_at_counts(looks)
         if looks.remote:
             waiting = await self._vectors.count_without_vector()
@@ -147,7 +203,7 @@ class StatusReader:
         """Where the local store cannot be read, what is its own is unknown, and the rest is still worth saying."""
         try:
             with anyio.fail_after(SECOND_LOOK_SECONDS):
-                return (await self._local.state()).identity
+                return await self._local.identity()
         except (DionysusError, TimeoutError):
             return None
 
@@ -170,14 +226,27 @@ def advise(
     remote: RemoteReport | None,
     worker: WorkerReport | None,
     unread: Mapping[str, str],
+    activity: Activity = NO_ACTIVITY,
+    standing: Standing | None = None,
 ) -> tuple[list[str], str]:
     """The warnings, worst first, and the one thing to do next.
 
     Args:
         worker: `None` where this process does not push in the background.
         unread: By service, why what it holds could not be read.
+        standing: Where the local store stands beside what the remote remembers of it, `None` if that is unknown.
     """
-    found = [*_losses(local, remote), *_blind(health, unread), *_outages(health), *_troubles(local, worker)]
+    rolled_back = standing == "behind_here"
+    found = [
+        *([(ROLLED_BACK, DECIDE)] if rolled_back else []),
+        *_losses(local, remote),
+        *_blind(health, unread),
+        *_outages(health, worker),
+        *_parked(local),
+        *_drift(activity),
+        *_troubles(local, None if rolled_back else worker),
+        *_undelivered(activity),
+    ]
     warnings = [warning for warning, _ in found]
     steps = [step for _, step in found if step]
     if steps:
@@ -230,17 +299,52 @@ def _parked(local: LocalState | None) -> list[tuple[str, str]]:
     if local is None or not local.parked:
         return []
     reason = f": {local.last_parked_error}" if local.last_parked_error else ""
-    return [(f"{local.parked} changes are parked, refused by the remote store{reason}.", PARKED)]
+    failed = (
+        f" {local.failed} of them failed for good: refused ten times, they are not tried again by themselves."
+        if local.failed
+        else ""
+    )
+    return [(f"{local.parked} changes are parked, refused by the remote store{reason}.{failed}", PARKED)]
 
 
-def _outages(health: Sequence[Health]) -> list[tuple[str, str]]:
+def _outages(health: Sequence[Health], worker: WorkerReport | None) -> list[tuple[str, str]]:
     meaning = {
         "postgresql": "PostgreSQL is away: memories cannot be read or written now",
         "neo4j": "Neo4j is away: changes wait in the local queue and nothing is lost",
         "ollama": "Ollama is away: new memories are found by words only until it is back",
     }
-    down = [h for h in health if not h.up]
-    return [(f"{meaning[h.service]} ({h.error}).", h.hint if h.service != "ollama" else "") for h in down]
+    outages = {outage.service: outage for outage in worker.outages} if worker else {}
+    found = [
+        (f"{meaning[h.service]} ({h.error}).{_since(outages.get(h.service))}", h.hint if h.service != "ollama" else "")
+        for h in health
+        if not h.up
+    ]
+    back = [outages[h.service] for h in health if h.up and h.service in outages]
+    return found + [(f"The background loop still takes {o.service} for away ({o.error}).{_since(o)}", "") for o in back]
+
+
+def _since(outage: OutageReport | None) -> str:
+    if outage is None:
+        return ""
+    tried = f"; it is tried again by {_clock(outage.next_try_at)}" if outage.next_try_at else ""
+    return f" Away since {_clock(outage.since)}{tried}."
+
+
+def _clock(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _drift(activity: Activity) -> list[tuple[str, str]]:
+    check = activity.last_check
+    if check is None or check.result != "drift" or not check.differences:
+        return []
+    when = _clock(check.finished_at)
+    return [(f"The stores differ in {check.differences} memories, as the {check.kind} check of {when} found.", REPAIR)]
+
+
+def _undelivered(activity: Activity) -> list[tuple[str, str]]:
+    failing = [alert for alert in activity.alerts if alert.last_error and not alert.delivered_at]
+    return [(f"{len(failing)} alerts could not be delivered yet: {failing[0].last_error}.", "")] if failing else []
 
 
 def _blind(health: Sequence[Health], unread: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -251,7 +355,7 @@ def _blind(health: Sequence[Health], unread: Mapping[str, str]) -> list[tuple[st
 
 
 def _troubles(local: LocalState | None, worker: WorkerReport | None) -> list[tuple[str, str]]:
-    found = _parked(local)
+    found: list[tuple[str, str]] = []
     if local and local.open_conflicts:
         found.append((f"{local.open_conflicts} conflicts were decided; both contents are on record.", ""))
     if worker and worker.error:
@@ -287,7 +391,38 @@ def _local(state: LocalState | None) -> LocalReport | None:
         table_present=state.table_present,
         capture_installed=state.capture_installed,
         memories=state.memories,
-        queue=QueueReport(queued=state.queued, parked=state.parked, last_parked_error=state.last_parked_error),
+        queue=QueueReport(
+            queued=state.queued,
+            parked=state.parked,
+            failed=state.failed,
+            last_parked_error=state.last_parked_error,
+        ),
         last_success_at=state.last_success_at,
         open_conflicts=state.open_conflicts,
     )
+
+
+def _check(activity: Activity | None) -> CheckReport | None:
+    if activity is None or activity.last_check is None:
+        return None
+    return CheckReport(**activity.last_check._asdict())
+
+
+def _statistics(activity: Activity | None, since: datetime) -> Statistics | None:
+    if activity is None:
+        return None
+    return Statistics(
+        since=since,
+        pushes=activity.pushes,
+        pushed=activity.pushed,
+        failed_pushes=activity.failed_pushes,
+        outages=activity.outages,
+        average_ms=None if activity.average_ms is None else round(activity.average_ms, 1),
+        slowest_ms=activity.slowest_ms,
+        conflicts=activity.conflicts,
+        repaired=activity.repaired,
+    )
+
+
+def _alerts(activity: Activity | None) -> list[AlertReport]:
+    return [AlertReport(**alert._asdict()) for alert in activity.alerts] if activity else []

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
-from dionysus_sync_mcp.engine.ports import Health, LocalState, RemoteCounts, StoreIdentity
+from dionysus_sync_mcp.engine.ports import Activity, Health, LocalState, RemoteCounts, StoreIdentity
 from dionysus_sync_mcp.engine.reports import RemoteReport, WorkerReport
 from dionysus_sync_mcp.engine.status import PARKED, RECOVER, RECOVER_DELETED, REFILL, RUN_INIT, StatusReader, advise
 from tests.engine.memory_remote import MemoryRemote
@@ -40,6 +40,7 @@ class Local:
 
     def __init__(self, state: LocalState | Exception | None) -> None:
         self._state = state
+        self.done = Activity()
 
     async def state(self) -> LocalState:
         """As given; never, where none is."""
@@ -49,6 +50,16 @@ class Local:
             raise self._state
         assert self._state is not None
         return self._state
+
+    async def identity(self) -> StoreIdentity | None:
+        """The state's."""
+        return (await self.state()).identity
+
+    async def activity(self, since: datetime) -> Activity:
+        """As a test gives it."""
+        await self.state()
+        assert since <= NOW - timedelta(hours=24)
+        return self.done
 
 
 def reader(local: Local, remote: MemoryRemote, *health: Health) -> StatusReader:
