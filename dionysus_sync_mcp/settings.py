@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     dionysus_batch_bytes: int = Field(default=4_000_000, ge=10_000)
     dionysus_fulltext_analyzer: str = "english"
     dionysus_words_weight: float = Field(default=0.5, ge=0, le=1, description="Share of the words in a query's score.")
+    dionysus_alert_webhook_url: SecretStr | None = Field(default=None, description="Where alerts are posted to.")
+    memory_webhook_token: SecretStr = Field(
+        default=SecretStr(""), description="Key of the signature of what is posted."
+    )
     dionysus_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="before")
@@ -84,6 +88,23 @@ class Settings(BaseSettings):
         if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise ValueError("OLLAMA_URL must start with http:// or https:// and name a host")
         return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _webhook_that_can_be_used(self) -> Self:
+        if self.dionysus_alert_webhook_url is None:
+            return self
+        name = "DIONYSUS_ALERT_WEBHOOK_URL"
+        parts = _url_parts(name, self.dionysus_alert_webhook_url.get_secret_value())
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{name} must start with http:// or https:// and name a host")
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK and not self.dionysus_allow_plaintext:
+            raise ValueError(
+                f"{name} is plain http:// to another host: alerts would cross the network readable. Use https://, or "
+                "set DIONYSUS_ALLOW_PLAINTEXT=1 to allow it"
+            )
+        if not self.memory_webhook_token.get_secret_value():
+            raise ValueError(f"{name} is set but MEMORY_WEBHOOK_TOKEN, which signs what is posted, is not: set both")
+        return self
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
