@@ -171,10 +171,11 @@ async def pushes_since(connection: "Connection", moment: datetime, paused: float
     Args:
         paused: Seconds in which nobody could push.
     """
-    return _pushes([(r["timestamp"], r["record_count"]) for r in await connection.fetch(PUSHES, moment)], paused)
+    return pace([(r["timestamp"], r["record_count"]) for r in await connection.fetch(PUSHES, moment)], paused)
 
 
-def _pushes(events: Sequence[tuple[datetime, int]], paused: float) -> Pushes:
+def pace(events: Sequence[tuple[datetime, int]], paused: float) -> Pushes:
+    """What pushes came to, given when each ended and how many entries it acknowledged."""
     if len(events) < 2:
         raise AssertionError(f"{len(events)} pushes are too few to tell a rate")
     gaps = [(later[0] - earlier[0]).total_seconds() for earlier, later in pairwise(events)]

@@ -50,8 +50,8 @@ WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_datab
 ALIVE = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)"
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
 PUSHES = "SELECT count(*) FROM dionysus_sync.sync_events WHERE result = 'success' AND timestamp > $1"
-ABOUT = f"""{ROWS:,} rows are drained by two MCP servers and a worker, each a process of its own, that were connected
-before the rows could be pushed. Baseline: the worker alone; medians of {ROUNDS} alternating runs after a warm-up, rates as
+ABOUT = f"""{ROWS:,} rows are drained by two MCP servers and a worker, each a process of its own, connected before
+the rows could be pushed. Baseline: the worker alone. Medians of {ROUNDS} alternating runs after a warm-up; rates as
 in "backlog". Takeover: two workers; the one that pushes is killed with SIGKILL in the middle of a drain. Milliseconds
 from the kill until the other one's first push is committed, {TAKEOVERS} times, each with a new second worker. Baseline:
 the time between two pushes in the same drain, medians of those that nobody disturbed."""
