@@ -250,12 +250,17 @@ def _entry(record: "asyncpg.Record") -> QueueEntry:
     if record["entity"] != "memory":
         return QueueEntry(**common, payload=json.loads(record["rest"]))
     try:
-        return QueueEntry(**common, version=_version(record))
+        return QueueEntry(**common, version=version_of(record))
     except (ValueError, TypeError) as error:
         return QueueEntry(**common, broken=f"cannot be read: {error}")
 
 
-def _version(record: "asyncpg.Record") -> Version:
+def version_of(record: "asyncpg.Record") -> Version:
+    """The state in a record with the columns of `claim_entries`.
+
+    Raises:
+        ValueError, TypeError: Something else than the capture wrote it.
+    """
     if record["sync_version"] is None:
         raise ValueError("no sync_version")
     return Version(
