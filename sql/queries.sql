@@ -754,11 +754,11 @@ WITH last AS (
     ORDER BY timestamp DESC LIMIT 1
 ), old AS (
     SELECT id FROM dionysus_sync.sync_events
-    WHERE timestamp < clock_timestamp()
-                      - CASE WHEN result IN ('success', 'queued') THEN interval '30 days' ELSE interval '1 year' END
-      AND timestamp < clock_timestamp() - interval '30 days'
+    WHERE timestamp < now() - interval '30 days'
+      AND (result IN ('success', 'queued') OR timestamp < now() - interval '1 year')
       AND id NOT IN (SELECT id FROM last)
     ORDER BY timestamp LIMIT $1
+    FOR UPDATE SKIP LOCKED
 ), pruned AS (
     DELETE FROM dionysus_sync.sync_events AS event USING old WHERE event.id = old.id RETURNING 1
 )

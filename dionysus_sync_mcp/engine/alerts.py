@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dionysus_sync_mcp.domain.backoff import next_delay
-from dionysus_sync_mcp.domain.errors import DionysusError
+from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch
 from dionysus_sync_mcp.domain.lineage import Lineage, Standing
-from dionysus_sync_mcp.engine.ports import AlertBook, AlertSink, DueAlert, LocalState, NewAlert
+from dionysus_sync_mcp.engine.ports import AlertBook, AlertSink, DueAlert, LocalState, LocalStatus, NewAlert
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Alerter:
         An alert that was not taken is tried again later, under the same id: a receiver that has seen the id has seen
         the alert. Others are not held back by it.
         """
-        alert = await self._book.take_due(LEASE_SECONDS) if self._sink else None
+        alert = await self._due()
         if alert is None or self._sink is None:
             return LOOK_SECONDS
         try:
@@ -61,6 +61,12 @@ class Alerter:
         await self._book.note_delivered(alert.id)
         self._failing = None
         return 0.0
+
+    async def _due(self) -> DueAlert | None:
+        try:
+            return await self._book.take_due(LEASE_SECONDS) if self._sink else None
+        except SchemaMismatch:  # a database that is not adopted yet has no alerts
+            return None
 
     async def _postpone(self, alert: DueAlert, error: DionysusError) -> None:
         fraction = random.random()  # noqa: S311 - jitter, not a secret
@@ -75,18 +81,29 @@ class AlertWatch:
     """Raises the alerts of what can be seen from here.
 
     Args:
-        look: What the local store says of itself and where it stands beside the remote; `None` where that is unknown.
+        standing: Where the local store stands beside what the remote remembers of it, `None` if that is unknown.
     """
 
-    def __init__(self, alerter: Alerter, look: Callable[[], Awaitable[tuple[LocalState, Standing | None]]]) -> None:
+    def __init__(
+        self, alerter: Alerter, local: LocalStatus, standing: Callable[[], Awaitable[Standing | None]]
+    ) -> None:
         self._alerter = alerter
-        self._look = look
+        self._local = local
+        self._standing = standing
 
     async def watch_once(self) -> float:
         """One look; the seconds to wait after it."""
-        state, standing = await self._look()
-        await self._alerter.raise_alerts(decide_alerts(state, standing))
+        state = await self._local.state()
+        if state.initialised:
+            await self._alerter.raise_alerts(decide_alerts(state, await self._known_standing()))
         return WATCH_SECONDS
+
+    async def _known_standing(self) -> Standing | None:
+        """A remote store that is away keeps no other alert from being raised."""
+        try:
+            return await self._standing()
+        except DionysusError:
+            return None
 
 
 def decide_alerts(state: LocalState, standing: Standing | None) -> list[NewAlert]:
