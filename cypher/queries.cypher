@@ -298,6 +298,126 @@ CALL (alone) {
 }
 RETURN [EXISTS { MATCH (:Store {id: $store}) }, sum(live), sum(tombstones)] AS holdings
 
+// standing //
+// A keyset page of all memories: [id, version, hash, deleted, origin]. $after: last id of the page before. $limit: rows.
+MATCH (m:Memory) WHERE m.id > $after
+WITH m ORDER BY m.id LIMIT $limit
+RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL, m.origin]) AS page
+
+// standing_of //
+// The same of the memories $memory_ids that are there.
+UNWIND $memory_ids AS id
+MATCH (m:Memory {id: id})
+RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL, m.origin]) AS page
+
+// tallies //
+// [project, live memories, sum of their versions]. $without: ids that are left out.
+MATCH (m:Memory) WHERE m.deleted_at IS NULL
+WITH m.source_project AS project, count(*) AS memories, sum(m.sync_version) AS versions
+WITH collect([project, memories, versions]) AS all
+CALL () {
+  UNWIND $without AS id
+  MATCH (m:Memory {id: id}) WHERE m.deleted_at IS NULL
+  RETURN collect([m.source_project, -1, -m.sync_version]) AS less
+}
+RETURN all + less AS tallies
+
+// duplicated //
+// Ids that several nodes bear, at most $limit.
+MATCH (m:Memory)
+WITH m.id AS id, count(*) AS nodes WHERE nodes > 1
+WITH id ORDER BY id LIMIT $limit
+RETURN collect(id) AS ids
+
+// deep_page //
+// A keyset page of [whole memory as of `memories`, origin, whether its current version is in its history].
+// $after: last id of the page before. $limit: rows.
+MATCH (m:Memory) WHERE m.id > $after
+WITH m ORDER BY m.id LIMIT $limit
+RETURN collect([[m.id, m.sync_version, m.content_hash, toString(m.deleted_at), m.content, m.memory_type, m.importance,
+  m.source_project, m.session_id, m.tags, toString(m.created_at), toString(m.updated_at), m.extra], m.origin, EXISTS {
+  (m)-[:HAS_VERSION]->(h:MemoryVersion) WHERE h.sync_version = m.sync_version AND h.content_hash = m.content_hash}]) AS page
+
+// deep_of //
+// The same of the memories $memory_ids that are there.
+UNWIND $memory_ids AS id
+MATCH (m:Memory {id: id})
+RETURN collect([[m.id, m.sync_version, m.content_hash, toString(m.deleted_at), m.content, m.memory_type, m.importance,
+  m.source_project, m.session_id, m.tags, toString(m.created_at), toString(m.updated_at), m.extra], m.origin, EXISTS {
+  (m)-[:HAS_VERSION]->(h:MemoryVersion) WHERE h.sync_version = m.sync_version AND h.content_hash = m.content_hash}]) AS page
+
+// keep_states //
+// Adds states to the histories of memories, which stay as they are. $rows: maps as adapters/neo4j/rows.py makes them.
+UNWIND $rows AS r
+MATCH (m:Memory {id: r.id})
+UNWIND r.older + [r] AS v
+MERGE (h:MemoryVersion {key: v.key})
+ON CREATE SET h += v.state, h += {
+  operation: v.operation, changed_at: datetime(v.changed_at), created_at: datetime(v.created_at),
+  updated_at: datetime(v.updated_at)
+}
+MERGE (m)-[:HAS_VERSION]->(h)
+
+// keep_found //
+// Writes what a memory holds into its history, under $rows[].key, if it is not there: how many stood at the version and
+// the hash of their row. `corrupt`: whether the content is another than its hash says.
+UNWIND $rows AS r
+MATCH (m:Memory {id: r.id})
+// Takes the node's lock before it is read: a push may be changing it.
+SET m:Memory
+WITH r, m WHERE m.sync_version = r.version AND m.content_hash = r.content_hash
+MERGE (h:MemoryVersion {key: r.key})
+ON CREATE SET h += {
+  operation: CASE WHEN m.deleted_at IS NULL THEN 'update' ELSE 'delete' END,
+  changed_at: coalesce(m.deleted_at, datetime()), created_at: m.created_at, updated_at: m.updated_at, content: m.content,
+  memory_type: m.memory_type, importance: m.importance, source_project: m.source_project, session_id: m.session_id,
+  tags: m.tags, extra: m.extra, content_hash: m.content_hash, sync_version: m.sync_version, origin: m.origin,
+  corrupt: CASE WHEN r.corrupt THEN true END
+}
+MERGE (m)-[:HAS_VERSION]->(h)
+RETURN count(*) AS stood
+
+// merge_duplicates //
+// Of the nodes that bear one of $memory_ids, the highest version stays the memory; the others, with their content, become
+// versions of it, and their histories and references are its own. How many memories had several.
+UNWIND $memory_ids AS id
+MATCH (m:Memory {id: id})
+WITH id, m ORDER BY m.sync_version DESC, m.deleted_at IS NULL DESC, m.updated_at DESC, elementId(m)
+WITH id, collect(m) AS nodes WHERE size(nodes) > 1
+WITH id, head(nodes) AS kept, tail(nodes) AS others
+CALL (kept, others) {
+  UNWIND others AS other
+  CALL (kept, other) {
+    MATCH (other)-[link:HAS_VERSION]->(h:MemoryVersion)
+    MERGE (kept)-[:HAS_VERSION]->(h)
+    DELETE link
+  }
+  CALL (kept, other) {
+    MATCH (other)-[link:REFERENCES]->(target:Memory) WHERE target <> kept
+    MERGE (kept)-[same:REFERENCES {context: coalesce(link.context, '')}]->(target)
+    ON CREATE SET same += properties(link)
+    DELETE link
+  }
+  CALL (kept, other) {
+    MATCH (source:Memory)-[link:REFERENCES]->(other) WHERE source <> kept
+    MERGE (source)-[same:REFERENCES {context: coalesce(link.context, '')}]->(kept)
+    ON CREATE SET same += properties(link)
+    DELETE link
+  }
+  CALL (other) {
+    MATCH (other)-[link:BELONGS_TO|TAGGED_WITH]->()
+    DELETE link
+  }
+  SET other:MemoryVersion, other.changed_at = coalesce(other.deleted_at, other.updated_at, datetime()),
+    other.operation = CASE WHEN other.deleted_at IS NULL THEN 'update' ELSE 'delete' END,
+    other.key = other.id + ':' + toString(coalesce(other.sync_version, 0)) + ':' + left(coalesce(other.content_hash, ''), 16)
+      + ':' + elementId(other)
+  REMOVE other:Memory, other:Unembedded, other.id, other.embedding, other.embedding_model, other.embedding_hash,
+    other.embedding_error, other.text_hash, other.deleted_at
+  MERGE (kept)-[:HAS_VERSION]->(other)
+}
+RETURN count(DISTINCT id) AS merged
+
 // texts_without_vector //
 // [id, content, text_hash] of memories that wait for a vector. $limit: at most so many.
 MATCH (m:Memory:Unembedded)

@@ -178,7 +178,17 @@ FROM missed
 RETURNING memory_id
 
 -- try_push_lock --
-SELECT pg_try_advisory_xact_lock(7165101844002)
+-- $1 ms: a process that was stopped while it held the lock must not keep the others from pushing for long.
+SELECT pg_try_advisory_xact_lock(7165101844002), set_config('idle_in_transaction_session_timeout', $1, true)
+
+-- end_left_behind --
+-- $1 backends whose connection this process has given up, $2 its name: they may hold locks that nobody waits for.
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = ANY ($1::integer[]) AND pid <> pg_backend_pid() AND application_name = $2
+    AND datname = current_database() AND usename = current_user
+
+-- no_transaction_timeout --
+SET transaction_timeout = 0
 
 -- identity --
 SELECT id::text AS id, epoch::text AS epoch FROM dionysus_sync.store_identity
@@ -522,6 +532,10 @@ SELECT DISTINCT memory_id::text AS id FROM dionysus_sync.sync_queue WHERE parked
 -- confirmed_ids --
 -- $1 the last id of the page before or null, $2 how many.
 SELECT id::text AS id FROM :memories WHERE sync_status = 'synced' AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2
+
+-- one_moment --
+-- Every statement of this transaction sees the same rows.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
 
 -- snapshot_queue --
 -- The queue in a comparison's snapshot: how many memories wait, and when the oldest change was captured.

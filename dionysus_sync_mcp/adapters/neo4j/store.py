@@ -12,13 +12,14 @@ from dionysus_sync_mcp.adapters.neo4j.errors import our_errors
 from dionysus_sync_mcp.adapters.neo4j.reader import Reader
 from dionysus_sync_mcp.adapters.neo4j.search import Search
 from dionysus_sync_mcp.adapters.neo4j.vectors import Vectors
+from dionysus_sync_mcp.adapters.neo4j.verifying import Verifying
 from dionysus_sync_mcp.adapters.neo4j.writer import SCHEMA, Writer
 from dionysus_sync_mcp.domain.errors import DionysusError
 from dionysus_sync_mcp.engine.ports import Health
 
 
-class RemoteStore(Writer, Reader, Vectors, Search):
-    """Implements `RemoteWriter`, `RemoteReader`, `VectorStore`, `WordSearch`, `VectorSearch` and `Service`.
+class RemoteStore(Writer, Reader, Verifying, Vectors, Search):
+    """Implements the ports of writing, reading, comparing, vectors and search, and `Service`.
 
     Args:
         address: Gives the Bolt URI; awaited before the first use, and again until it succeeds. What it raises passes.
