@@ -28,6 +28,7 @@ class Health:
     version: str | None = None
     latency_ms: float | None = None
     degraded: tuple[str, ...] = ()
+    refused: bool = False  # a person has to act: wrong password, missing right
 
     @property
     def up(self) -> bool:
@@ -106,6 +107,8 @@ class QueueEntry:
     payload: dict[str, Any] = field(default_factory=dict)
     waited: bool = False  # it was sent before, and kept since its row was held; `base_version` is the number it went by
     broken: str | None = None  # why it cannot be read, for an entry that something else than the capture wrote
+    id: str = ""
+    refusals: int = 0  # how often it was parked and tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,10 @@ class Settlement:
         rebased: Memories whose live local row the remote holds at a version that this store never saw, with that
             version: the row gets that version + 1 and is queued again.
         pulled: Memories that the remote has won: the local row becomes this.
+        deleted: Memories of which the remote has confirmed the tombstone. What was parked of a memory before this or
+            before a stamp is superseded by it.
+        lineage: The lineage that the remote remembers now, `""` where nothing was written there.
+        compare: Whether the remote has turned out not to remember the last push: a full comparison is due.
     """
 
     acknowledged: Sequence[int]
@@ -175,7 +182,10 @@ class Settlement:
     rebased: Sequence[Stamp] = ()
     pulled: Sequence[RemoteMemory] = ()
     conflicts: Sequence[Conflict] = ()
+    deleted: Sequence[Stamp] = ()
     event: SyncEvent | None = None
+    lineage: str = ""
+    compare: bool = False
 
 
 class LiveVersion(NamedTuple):
@@ -183,6 +193,7 @@ class LiveVersion(NamedTuple):
 
     version: int
     content: str  # the first 100 characters
+    confirmed: int | None = None  # the version that the remote has confirmed
 
 
 class Claim(Protocol):
@@ -198,8 +209,16 @@ class Claim(Protocol):
         """Where the local rows stand now, by id; those that are gone are left out."""
         ...
 
+    async def has_entry(self, entry_id: str) -> bool:
+        """Whether the queue entry with this id is still there."""
+        ...
+
     async def settle(self, settlement: Settlement) -> None:
-        """Write the settlement, in the transaction of the claim."""
+        """Write the settlement, in the transaction of the claim.
+
+        Raises:
+            Unavailable: The store has moved on to a lineage that this claim does not know; nothing is changed.
+        """
         ...
 
 
@@ -217,13 +236,35 @@ class Outbox(Protocol):
         """
         ...
 
+    async def identity(self) -> StoreIdentity:
+        """Which store this is, and where it stands now, whatever a claim has seen."""
+        ...
+
     async def anything_queued(self) -> bool: ...
 
     async def queue_length(self) -> int: ...
 
+    async def retry_parked_once(self, limit: int, *, due_only: bool) -> int:
+        """Put parked entries back into the queue and audit it; how many were.
+
+        What is superseded, and what the capture parked for want of the row's image, stays where it is.
+
+        Args:
+            due_only: Only those whose time has come, and none that was refused `MOST_REFUSALS` times.
+        """
+        ...
+
     async def note_outage(self, memory_ids: Sequence[str], event: SyncEvent) -> None:
         """Mark memories as `queued` and audit it; bounded, skips rows that somebody holds."""
         ...
+
+
+class Replaced(NamedTuple):
+    """What lost a conflict to a version that was delivered."""
+
+    content: str  # the first 100 characters
+    version: int
+    by: int  # the version that won
 
 
 class RowOutcome(NamedTuple):
@@ -232,7 +273,7 @@ class RowOutcome(NamedTuple):
     memory_id: str
     outcome: Outcome
     version: int  # the remote's after the write
-    replaced: str | None = None  # the first 100 characters of what a `conflict_won` replaced
+    replaced: Replaced | None = None  # by a `conflict_won`, now or in an earlier delivery of the same versions
     outlived: bool = False  # a delete was not taken, though what lives there was captured before it by the same store
 
 
@@ -256,7 +297,7 @@ class RemoteBatch:
 
     identity: StoreIdentity
     changes: Sequence[MemoryChange]
-    move: Move = Move()
+    move: Move = field(default_factory=Move)
     sessions: Sequence[dict[str, Any]] = ()
     projects: Sequence[dict[str, Any]] = ()
     references: Sequence[dict[str, Any]] = ()

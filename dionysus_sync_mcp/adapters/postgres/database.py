@@ -9,6 +9,7 @@ import anyio
 import asyncpg
 from asyncpg import exceptions as pg
 
+from dionysus_sync_mcp.adapters.postgres.line import CHECK, WHERE, Line
 from dionysus_sync_mcp.domain.errors import (
     AccessRefused,
     DionysusError,
@@ -22,12 +23,20 @@ from dionysus_sync_mcp.engine.ports import Health
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-    Connection = PoolConnectionProxy[asyncpg.Record]
+    Driven = PoolConnectionProxy[asyncpg.Record]
 
-WHERE = "PostgreSQL"
+Connection = Line
+
+# A statement on the way of a push, a poll or a status.
+PATIENCE = 5.0
+# One that reads or writes pages, or changes the schema.
+LONG_PATIENCE = 60.0
+RELEASE_SECONDS = 1.0
+# Shorter than any patience: a row that somebody holds is no reason to give up a connection.
+LOCK_SECONDS = 4
+TRANSACTION_TIMEOUT_SINCE = 17
 APPLICATION_NAME = "dionysus-sync-mcp"
 _ENCODE = "Write /, @, : and # in the password as %2F, %40, %3A and %23."
-CHECK = "Check that PostgreSQL runs and that DATABASE_URL reaches it."
 _SERVER_IS_AWAY = (
     pg.PostgresConnectionError,
     pg.OperatorInterventionError,
@@ -128,39 +137,49 @@ class Database:
         self._connect_timeout = connect_timeout
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = anyio.Lock()
+        self._left_behind: set[int] = set()
 
     @asynccontextmanager
-    async def connection(self, timeout: float | None = None) -> "AsyncIterator[Connection]":
-        """A connection out of the pool.
+    async def connection(self, timeout: float | None = None, patience: float = PATIENCE) -> AsyncIterator[Connection]:
+        """A connection out of the pool. One that hangs or breaks takes all others out of the pool with it.
+
+        Args:
+            timeout: Seconds until there has to be one (default: the connect time-out).
+            patience: Seconds in which each statement has to be answered.
 
         Raises:
-            Unavailable: After `timeout` seconds at most (default: the connect time-out).
+            Unavailable: There was none, or no answer, in time; `TimedOut` if only the later statements took too long.
         """
-        limit = timeout or self._connect_timeout
         with our_errors():
-            connection, pool = await self._connected(limit)
+            raw, pool = await self._connected(timeout or self._connect_timeout)
+            line = Line(raw, patience)
             try:
-                yield connection
+                yield line
+            except TimeoutError as error:
+                if error is not line.ended:
+                    raise
+                raise line.out_of_time() from error
             finally:
-                await self._release(pool, connection)
+                await self._give_back(pool, line)
 
     @asynccontextmanager
-    async def transaction(self, timeout: float | None = None) -> "AsyncIterator[Connection]":
+    async def transaction(self, timeout: float | None = None, patience: float = PATIENCE) -> AsyncIterator[Connection]:
         """A connection inside a transaction that is committed on leaving and undone by an exception."""
-        async with self.connection(timeout) as connection, connection.transaction():
+        async with self.connection(timeout, patience) as connection, connection.transaction():
             yield connection
 
     async def health(self, timeout: float) -> Health:
-        """One look; never raises one of our errors."""
+        """One look over a connection of its own, since a pooled one may be dead; never raises one of our errors."""
         started = time.monotonic()
         try:
-            with anyio.fail_after(timeout):
-                async with self.connection(timeout) as connection:
-                    version = await connection.fetchval(self.sql["server_version"])
-        except TimeoutError:
-            return Health("postgresql", error=f"no answer within {timeout:.1f} s", hint=CHECK)
+            with our_errors(), anyio.fail_after(timeout):
+                version = await self._version(timeout)
+        except AccessRefused as error:
+            return Health("postgresql", error=error.what, hint=error.hint, refused=True)
         except DionysusError as error:
-            return Health("postgresql", error=error.what, hint=error.hint)
+            away = isinstance(error.__cause__, TimeoutError)
+            what = f"no answer within {timeout:.1f} s" if away else error.what
+            return Health("postgresql", error=what, hint=error.hint)
         return Health("postgresql", version=version, latency_ms=round(1000 * (time.monotonic() - started), 1))
 
     async def close(self) -> None:
@@ -178,33 +197,74 @@ class Database:
                     min_size=0,
                     max_size=6,
                     timeout=self._connect_timeout,
-                    command_timeout=60,
                     server_settings=self._settings(),
+                    init=self._override,
+                    reset=self._reset,
                 )
             return self._pool
 
-    async def _connected(self, timeout: float) -> "tuple[Connection, asyncpg.Pool[asyncpg.Record]]":
-        pool = await self._open()
+    async def _version(self, timeout: float) -> str:
+        url = await self._address()
+        with _readable():
+            connection = await asyncpg.connect(url, timeout=timeout, server_settings=self._settings())
         try:
-            return await self._acquire(pool, timeout), pool
-        except ValueError as error:
-            # The driver quotes the part of the URL that it cannot read, which may be the password.
-            raise AccessRefused("DATABASE_URL cannot be read", where=WHERE, hint=_ENCODE) from error
+            version: str = await connection.fetchval(self.sql["server_version"])
+            await connection.close()
+        finally:
+            connection.terminate()
+        return version
 
-    async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout: float) -> "Connection":
+    async def _connected(self, timeout: float) -> "tuple[Driven, asyncpg.Pool[asyncpg.Record]]":
+        pool = await self._open()
+        with _readable():
+            raw = await self._acquire(pool, timeout)
+        if self._left_behind:
+            await self._end_left_behind(pool, raw)
+        return raw, pool
+
+    async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout: float) -> "Driven":
         try:
             with anyio.fail_after(timeout):
                 return await pool.acquire(timeout=timeout)
         except TimeoutError:
             raise Unavailable(f"no connection within {timeout:g} s", where=WHERE, hint=CHECK) from None
 
-    async def _release(self, pool: "asyncpg.Pool[asyncpg.Record]", connection: "Connection") -> None:
-        """Gives a connection back; one that hangs (a half-open socket) is dropped after two seconds."""
+    async def _end_left_behind(self, pool: "asyncpg.Pool[asyncpg.Record]", raw: "Driven") -> None:
+        """The server may not know that a connection is lost, and keep its transaction, and the push lock, for hours."""
+        pids = sorted(self._left_behind)
+        line = Line(raw, PATIENCE)
+        try:
+            await line.execute(self.sql["end_left_behind"], pids, APPLICATION_NAME)
+        except BaseException:
+            await self._give_back(pool, line)
+            raise
+        self._left_behind.difference_update(pids)
+
+    async def _give_back(self, pool: "asyncpg.Pool[asyncpg.Record]", line: Line) -> None:
+        """Without waiting for a connection that hangs."""
+        if line.ended or line.raw.is_closed():
+            self._left_behind.add(line.pid)
+            line.raw.terminate()
+            await pool.expire_connections()
+            return
         with anyio.CancelScope(shield=True):
             try:
-                await pool.release(connection, timeout=2)
-            except (TimeoutError, pg.InterfaceError, OSError):
-                connection.terminate()
+                await pool.release(line.raw, timeout=RELEASE_SECONDS)
+            except (TimeoutError, pg.InterfaceError, pg.PostgresError, OSError):
+                line.raw.terminate()
+                await pool.expire_connections()
+
+    async def _override(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """A setting that older servers do not know, and which would be an error there when connecting."""
+        if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
+            await connection.execute(self.sql["no_transaction_timeout"])
+
+    async def _reset(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """What the driver does, which undoes that setting, and the setting again, in one round trip."""
+        query = connection.get_reset_query()
+        if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
+            query = f"{query}\n{self.sql['no_transaction_timeout']}"
+        await connection.execute(query)
 
     def _settings(self) -> dict[str, str]:
         """Of each connection. A row's JSON, and so its hash, depends on the time zone and the forms of output."""
@@ -221,5 +281,14 @@ class Database:
             "statement_timeout": "0",
             "idle_in_transaction_session_timeout": "0",
             "idle_session_timeout": "0",
-            "lock_timeout": "10s",
+            "lock_timeout": f"{LOCK_SECONDS}s",
         }
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """The driver quotes the part of the URL that it cannot read, which may be the password."""
+    try:
+        yield
+    except ValueError as error:
+        raise AccessRefused("DATABASE_URL cannot be read", where=WHERE, hint=_ENCODE) from error

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.domain.adoption import (
     CAPTURE_TRIGGERS,
     Column,
@@ -37,13 +37,13 @@ class Installer:
             NotAdoptable: `memories` cannot be used; the message names everything that is in the way.
             SchemaMismatch: The bookkeeping is a newer program's.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             return await self._missing(connection)
 
     async def install(self) -> tuple[list[InstallStep], bool]:
         """Carry out the steps that are left, in one transaction; returns them as `missing_steps` does."""
         sql = self._database.sql
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["lock_migrations"])
             await connection.execute(sql["short_lock_wait"])
             steps, adopted = await self._missing(connection)
@@ -53,7 +53,7 @@ class Installer:
     async def rebuild(self, definition: str | None) -> bool:
         """Create what is missing, `memories` after a noted definition where there is one; whether anything was."""
         sql = self._database.sql
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["lock_migrations"])
             await self._carry_out(connection, await self._migration_steps(connection))
             created = definition is not None and await self._table(connection) is None
@@ -106,7 +106,7 @@ class Installer:
             return await self._backfill("backfill_one_by_one", limit)
 
     async def _backfill(self, name: str, limit: int) -> int:
-        async with self._database.connection() as connection:
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
             return len(await connection.fetch(self._database.sql[name], limit))
 
     async def definition(self) -> str | None:

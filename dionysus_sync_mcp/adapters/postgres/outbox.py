@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from asyncpg import exceptions as pg
 
 from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words, users_path
+from dionysus_sync_mcp.adapters.postgres.line import idle_limit
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
 from dionysus_sync_mcp.domain.errors import DionysusError, Refused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.memory import Version, properties_of
@@ -49,8 +50,8 @@ class PostgresOutbox:
     async def claim(self, rows: int, size: int, seconds: float = 5.0) -> "AsyncIterator[PostgresClaim | None]":
         """See `Outbox.claim`. The advisory lock is the transaction's: it cannot outlive this process."""
         sql = self._database.sql
-        async with self._database.transaction() as connection:
-            if not await connection.fetchval(sql["try_push_lock"]):
+        async with self._database.transaction(patience=seconds) as connection:
+            if not await connection.fetchval(sql["try_push_lock"], idle_limit(seconds)):
                 yield None
                 return
             identity = await connection.fetchrow(sql["identity"])

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from dionysus_sync_mcp.adapters.postgres.database import Database, users_path
+from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
@@ -47,7 +47,7 @@ class PostgresRestorer:
             return await self._digests(scope, first, "local_digests_one_by_one")
 
     async def _digests(self, scope: Scope, first: UUID, name: str) -> list[Digest]:
-        async with self._database.connection() as connection:
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
             records = await connection.fetch(
                 self._database.sql[name],
                 scope.projects,
@@ -70,7 +70,7 @@ class PostgresRestorer:
 
     async def _restore_page(self, memories: Sequence[RemoteMemory]) -> PageResult:
         sql = self._database.sql
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_restore"])
             await fill_page(connection, sql, memories)
             present = await connection.fetchval(sql["leave_out_present"])
@@ -91,7 +91,7 @@ class PostgresRestorer:
 
     async def waiting_ids(self) -> list[str]:
         """See `Restorer.waiting_ids`."""
-        async with self._database.connection() as connection:
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
             return [r["id"] for r in await connection.fetch(self._database.sql["waiting_ids"])]
 
     async def restore_context(
@@ -116,27 +116,27 @@ class PostgresRestorer:
         return None
 
     async def _restore_rows(self, statement: str, rows: Sequence[dict[str, Any]]) -> None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(self._database.sql["mark_engine"])
             await connection.execute(statement, json.dumps(list(rows)))
 
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
         """See `Restorer.record_recovery`."""
         sql = self._database.sql
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["note_recovery"], json.dumps(report))
             await note_event(connection, sql, event)
 
     async def confirmed_ids(self, after: str, limit: int) -> list[str]:
         """See `Refilling.confirmed_ids`."""
-        async with self._database.connection() as connection:
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
             records = await connection.fetch(self._database.sql["confirmed_ids"], after or None, limit)
         return [r["id"] for r in records]
 
     async def forget_confirmation(self, memory_ids: Sequence[str], event: SyncEvent) -> int:
         """See `Refilling.forget_confirmation`."""
         sql = self._database.sql
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_engine"])
             async with users_path(connection, sql):
                 marked = await connection.execute(sql["mark_status"], memory_ids, "pending")
