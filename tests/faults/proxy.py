@@ -33,7 +33,7 @@ class Slowness:
         latency: Seconds that each piece is held.
         bytes_per_second: Bandwidth of each direction of each connection; 0 for no limit.
         slice_bytes: The longest packet; 0 for no limit.
-        slice_pause: Seconds between two packets.
+        slice_pause: Seconds before each packet.
     """
 
     latency: float = 0.0
@@ -248,10 +248,9 @@ async def _send(target: socket.socket, data: bytes, slowness: Slowness) -> None:
     size = slowness.slice_bytes or len(data)
     for start in range(0, len(data), size):
         part = data[start : start + size]
+        transmission = len(part) / slowness.bytes_per_second if slowness.bytes_per_second else 0.0
+        await anyio.sleep(slowness.slice_pause + transmission)
         await sent(target, part)
-        await anyio.sleep(slowness.slice_pause)
-        if slowness.bytes_per_second:
-            await anyio.sleep(len(part) / slowness.bytes_per_second)
 
 
 @asynccontextmanager
