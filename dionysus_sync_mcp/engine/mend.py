@@ -1,0 +1,105 @@
+"""Mend: what a repair does to memories that differ; each step leaves alone what is not as it was seen any more."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from dionysus_sync_mcp.domain.drift import Action, winner
+from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.memory import RemoteMemory
+from dionysus_sync_mcp.engine.ports import LocalMending, RemoteMending, RemoteReader, RemoteWriter, Restorer, Seen
+
+PAGE = 500
+
+Step = Callable[[Sequence[Seen], str], Awaitable[int]]
+
+
+class Mender:
+    """Carries out the actions of a repair. Whatever it overwrites is in the remote's history before (P4)."""
+
+    def __init__(
+        self,
+        local: LocalMending,
+        remote: RemoteMending,
+        reader: RemoteReader,
+        writer: RemoteWriter,
+        restorer: Restorer,
+    ) -> None:
+        self._local = local
+        self._remote = remote
+        self._reader = reader
+        self._writer = writer
+        self._restorer = restorer
+        self._steps: dict[Action, Step] = {
+            "send": self._send,
+            "send_above": self._send_above,
+            "delete_again": self._delete_again,
+            "restore": self._restore,
+            "pull": self._pull,
+            "decide": self._decide,
+            "merge": self._merge,
+            "version": self._version,
+        }
+
+    async def mend(self, action: Action, seen: Sequence[Seen], store: str) -> int:
+        """Mend these memories in pages; how many were. One that a store refuses does not keep the others from it."""
+        mended = 0
+        for start in range(0, len(seen), PAGE):
+            mended += await _halving(self._steps[action], seen[start : start + PAGE], store)
+        return mended
+
+    async def _send(self, seen: Sequence[Seen], _store: str) -> int:
+        return await self._local.send(seen)
+
+    async def _send_above(self, seen: Sequence[Seen], _store: str) -> int:
+        here = [one for one in seen if one.facts.here]
+        if held := [one for one in here if one.facts.there]:
+            await self._remote.keep_found(held)
+        return await self._local.send_above(here) if here else 0
+
+    async def _delete_again(self, seen: Sequence[Seen], _store: str) -> int:
+        return await self._local.delete_again(await self._as_seen(seen))
+
+    async def _restore(self, seen: Sequence[Seen], _store: str) -> int:
+        return (await self._restorer.restore(await self._as_seen(seen))).verified
+
+    async def _pull(self, seen: Sequence[Seen], store: str) -> int:
+        await self._remote.keep_states(await self._local.states(seen), store)
+        return await self._local.pull(seen, await self._as_seen(seen))
+
+    async def _decide(self, seen: Sequence[Seen], store: str) -> int:
+        there = {memory.id: memory.updated_at for memory in await self._as_seen(seen)}
+        here = {c.memory_id: c.newest.properties.updated_at for c in await self._local.states(seen)}
+        both = [one for one in seen if one.memory_id in there and one.memory_id in here]
+        pulled = [one for one in both if winner(here[one.memory_id], there[one.memory_id]) == "remote"]
+        sent = [one for one in both if winner(here[one.memory_id], there[one.memory_id]) == "local"]
+        mended = await self._pull(pulled, store) if pulled else 0
+        return mended + (await self._send_above(sent, store) if sent else 0)
+
+    async def _merge(self, seen: Sequence[Seen], _store: str) -> int:
+        merged = await self._remote.merge_duplicates([one.memory_id for one in seen])
+        await self._writer.prepare()
+        return merged
+
+    async def _version(self, seen: Sequence[Seen], _store: str) -> int:
+        return await self._remote.keep_found(seen)
+
+    async def _as_seen(self, seen: Sequence[Seen]) -> list[RemoteMemory]:
+        """The remote's memories, those that still stand where they stood."""
+        there = {one.memory_id: one.facts.there for one in seen if one.facts.there}
+        return [
+            memory
+            for memory in await self._reader.by_id(list(there))
+            if (held := there[memory.id])
+            and (memory.version, memory.content_hash, memory.deleted_at is not None)
+            == (held.version, held.content_hash, held.deleted)
+        ]
+
+
+async def _halving(step: Step, seen: Sequence[Seen], store: str) -> int:
+    """A page of which a memory is refused is halved until that stands alone, and is left as it was."""
+    try:
+        return await step(seen, store)
+    except Refused:
+        if len(seen) == 1:
+            return 0
+    middle = len(seen) // 2
+    return await _halving(step, seen[:middle], store) + await _halving(step, seen[middle:], store)
