@@ -15,6 +15,7 @@ import anyio
 
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore
 from dionysus_sync_mcp.adapters.ollama import OllamaEmbedder
+from dionysus_sync_mcp.adapters.postgres.alerts import PostgresAlerts
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
@@ -22,11 +23,14 @@ from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
 from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
 from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_file_path
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
-from dionysus_sync_mcp.domain.errors import EmbeddedError, Starting
+from dionysus_sync_mcp.adapters.webhook import Webhook
+from dionysus_sync_mcp.domain.errors import EmbeddedError, InputError, Starting
 from dionysus_sync_mcp.domain.session import project_name
 from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
+from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.pruning import prune_once
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
 from dionysus_sync_mcp.engine.recover import Recoverer
@@ -40,6 +44,7 @@ from dionysus_sync_mcp.engine.reports import (
     SessionReport,
     StatusReport,
     SyncReport,
+    VerifyReport,
 )
 from dionysus_sync_mcp.engine.sessions import (
     CurrentSession,
@@ -50,9 +55,9 @@ from dionysus_sync_mcp.engine.sessions import (
     touch_session,
 )
 from dionysus_sync_mcp.engine.status import StatusReader
-from dionysus_sync_mcp.engine.sync import Syncer
+from dionysus_sync_mcp.engine.sync import Syncer, Wanted
 from dionysus_sync_mcp.engine.tasks import first_error
-from dionysus_sync_mcp.engine.worker import Worker
+from dionysus_sync_mcp.engine.worker import Job, Worker
 from dionysus_sync_mcp.settings import EMBEDDED, Settings
 
 OnProgress = Callable[[int, int | None, str], Awaitable[None]]
@@ -147,6 +152,7 @@ class Runtime:
         self.installer = Installer(self.database, load_migrations())
         self.outbox = PostgresOutbox(self.database)
         self.reading = PostgresReading(self.database, self.installer)
+        self.alerts = PostgresAlerts(self.database)
 
     def _open_remote(self, settings: Settings) -> None:
         self.remote = RemoteStore(
@@ -183,6 +189,8 @@ class Runtime:
             self.embedder,
             refill=refiller.refill_once,
             shortcomings=self._status.shortcomings,
+            rebuild=refiller.refill_once,
+            check=self._compare,
         )
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
         self._worker = Worker(
@@ -194,8 +202,16 @@ class Runtime:
             poll=settings.dionysus_poll_ms / 1000,
             save_session=self._save_session,
             refill=refiller.refill_once,
+            jobs=self._jobs(settings),
         )
         self._working = False
+
+    def _jobs(self, settings: Settings) -> list[Job]:
+        url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
+        self.alerter = Alerter(self.alerts, Webhook(url, token) if url else None, settings.dionysus_project)
+        watch = AlertWatch(self.alerter, self.reading, self._status.standing)
+        jobs = [Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
+        return [*jobs, Job("alerts", self.alerter.deliver_once)] if url else jobs
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
         """How the memories are protected now; answers within `timeout` seconds and a little."""
@@ -204,10 +220,18 @@ class Runtime:
         return await self._status.read(utc_now(), timeout, worker, session, self._session_warnings)
 
     async def sync(
-        self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        embed: bool = True,
+        retry_parked: bool = False,
+        verify: bool = False,
+        rebuild: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> SyncReport:
-        """Push and embed all that waits."""
-        return await self._syncer.sync(timeout=timeout, embed=embed, on_progress=on_progress)
+        """Push and embed all that waits, and what else is asked for; see `engine.sync`."""
+        wanted = Wanted(embed=embed, retry_parked=retry_parked, rebuild=rebuild, verify=verify)
+        return await self._syncer.sync(wanted, timeout=timeout, on_progress=on_progress)
 
     async def plan_recovery(
         self, scope: Scope, *, include_deleted: bool = False, on_progress: OnProgress | None = None
@@ -322,6 +346,9 @@ class Runtime:
             idle=timedelta(minutes=settings.dionysus_session_idle_minutes),
             new_id=uuid4(),
         )
+
+    async def _compare(self) -> VerifyReport:
+        raise InputError("both stores cannot be compared yet", where="verify")
 
     async def _save_session(self) -> None:
         if self._session:

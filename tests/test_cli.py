@@ -101,9 +101,23 @@ class FakeRuntime(FakeProgram):
         return report.model_copy(update={"local": self.local, "remote": RemoteReport.model_validate(REMOTE)})
 
     async def sync(
-        self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        embed: bool = True,
+        retry_parked: bool = False,
+        verify: bool = False,
+        rebuild: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> SyncReport:
-        report = await super().sync(timeout=timeout, embed=embed, on_progress=on_progress)
+        report = await super().sync(
+            timeout=timeout,
+            embed=embed,
+            retry_parked=retry_parked,
+            verify=verify,
+            rebuild=rebuild,
+            on_progress=on_progress,
+        )
         return report.model_copy(update={"result": "queued"}) if self.incomplete else report
 
     async def query(self, request: QueryRequest) -> QueryAnswer:

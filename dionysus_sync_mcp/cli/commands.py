@@ -153,16 +153,30 @@ def sync(
     *,
     timeout: Annotated[float, typer.Option(min=1, help="Stop after this many seconds.")] = 600,
     embed: Annotated[bool, typer.Option(help="Also give vectors to the memories that lack one.")] = True,
+    retry_parked: Annotated[
+        bool, typer.Option("--retry-parked", help="Also try again what the remote store has refused.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare both stores in full afterwards.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Also send every local memory again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Push every captured change now. Exits with 1 if something is left.
+    """Push every captured change now. Exits with 1 if something is left, or if the stores differ.
 
     Example: dionysus-sync-mcp sync --no-embed
+
+    Example: dionysus-sync-mcp sync --rebuild --verify
     """
 
     async def work(runtime: "Runtime") -> "SyncReport":
         with output.progress() as on_progress:
-            return await runtime.sync(timeout=timeout, embed=embed, on_progress=on_progress)
+            return await runtime.sync(
+                timeout=timeout,
+                embed=embed,
+                retry_parked=retry_parked,
+                verify=verify,
+                rebuild=rebuild,
+                on_progress=on_progress,
+            )
 
     report = run(work, as_json=as_json, remote=True)
     if as_json:

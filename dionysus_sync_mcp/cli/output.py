@@ -36,6 +36,9 @@ WIDEST = 200
 # The engine's advice names the tools that an agent has; a person has these commands.
 COMMANDS = {
     "Call recover_from_remote without plan_id": "Run 'dionysus-sync-mcp recover'",
+    "call sync_now with retry_parked=true": "run 'dionysus-sync-mcp sync --retry-parked'",
+    "call sync_now with verify=true": "run 'dionysus-sync-mcp sync --verify'",
+    "call sync_now again with a longer timeout": "run it again with a longer --timeout",
     "call sync_now": "run 'dionysus-sync-mcp sync'",
     "call get_sync_status": "run 'dionysus-sync-mcp status'",
     "Give next_cursor as cursor to get more.": "",
@@ -165,13 +168,20 @@ def _facts(report: StatusReport) -> Iterator[tuple[str, str]]:
         yield "local memories", "not counted: this database is not protected yet"
     elif report.local is not None:
         yield "local memories", f"{report.local.memories}, capture {'on' if report.local.capture_installed else 'OFF'}"
-        yield "queue", f"{report.local.queue.queued} queued, {report.local.queue.parked} parked"
+        queue = report.local.queue
+        yield "queue", f"{queue.queued} queued, {queue.parked} parked, {queue.failed} of these failed for good"
     if report.remote is not None:
         yield "remote memories", f"{report.remote.live}, {report.remote.tombstones} tombstones"
         yield "history", f"{report.remote.versions} versions"
         yield "without vector", str(report.remote.without_vector)
     if report.worker is not None:
         yield "worker", report.worker.state
+    if report.last_check is not None:
+        check = report.last_check
+        yield "last check", f"{check.finished_at:%Y-%m-%d %H:%M:%S}, {check.kind}: {check.result}"
+    if report.statistics is not None:
+        done = report.statistics
+        yield "last 24 hours", f"{done.pushed} changes in {done.pushes} pushes, {done.conflicts} conflicts"
     yield "version", report.version
 
 
@@ -205,6 +215,12 @@ def show_sync(report: SyncReport) -> None:
     console.print(
         Text(f"{report.result}: {report.pushed} pushed ({outcomes or 'nothing new'}), {report.parked} parked")
     )
+    if report.retried or report.rebuilt:
+        console.print(Text(f"tried again: {report.retried}; queued to be sent again: {report.rebuilt}"))
+    if report.failed_for_good:
+        console.print(Text(f"failed for good: {report.failed_for_good}"))
+    if report.check is not None:
+        console.print(Text(f"compared: {report.check.result}, {report.check.differences} differences"))
     console.print(Text(f"still waiting: {_or_unknown(report.remaining)}; vectors made: {report.embedded}"))
     _next(console, report.next_step)
 

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import anyio
 
@@ -75,6 +76,19 @@ class _Looks:
     unread: dict[str, str] = field(default_factory=dict)
 
 
+class Shortcomings(NamedTuple):
+    """What of the memories is missing on one side or parked.
+
+    Attributes:
+        next_step: What to do about it, empty if nothing is.
+        failed: How many changes failed for good.
+    """
+
+    warnings: Sequence[str] = ()
+    next_step: str = ""
+    failed: int = 0
+
+
 class StatusReader:
     """The use-case status."""
 
@@ -130,8 +144,8 @@ class StatusReader:
             version=self._version,
         )
 
-    async def shortcomings(self, timeout: float) -> tuple[list[str], str]:
-        """What of the memories is missing on one side or parked: the warnings, and what to do, empty if nothing is."""
+    async def shortcomings(self, timeout: float) -> Shortcomings:
+        """What of the memories is missing on one side or parked."""
         looks = _Looks()
         with first_error():
             async with anyio.create_task_group() as tasks:
@@ -139,7 +153,11 @@ class StatusReader:
                 tasks.start_soon(_within, timeout, "neo4j", self._look_at_counts, looks)
         await self._look_again(looks)
         found = [*_losses(looks.local, looks.remote), *_parked(looks.local)]
-        return [warning for warning, _ in found], next((step for _, step in found if step), "")
+        return Shortcomings(
+            [warning for warning, _ in found],
+            next((step for _, step in found if step), ""),
+            looks.local.failed if looks.local else 0,
+        )
 
     async def standing(self) -> Standing | None:
         """Where the local store stands beside what the remote remembers of it; `None` where there is no local store.

@@ -1,25 +1,52 @@
-"""Sync on demand: drain the queue and embed, within the time that the caller gives, whoever else is pushing."""
+"""Sync on demand: drain the queue and embed, within the time that the caller gives, whoever else is pushing.
+
+If it is asked for: send every memory again, try parked entries again, compare both stores.
+"""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 import anyio
 
-from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    RemoteDamaged,
+    StoreRolledBack,
+    Unavailable,
+)
 from dionysus_sync_mcp.engine.embed import embed_once
 from dionysus_sync_mcp.engine.ports import Embedder, Outbox, Service, VectorStore
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
-from dionysus_sync_mcp.engine.reports import SyncReport
+from dionysus_sync_mcp.engine.reports import CheckReport, SyncReport, VerifyReport
+from dionysus_sync_mcp.engine.status import REPAIR, Shortcomings
 from dionysus_sync_mcp.engine.tasks import first_error
 
 Progress = Callable[[int, int | None, str], Awaitable[None]]
+Result = Literal["success", "partial", "queued", "failed"]
 
 # Together under 2 s, within which a tool answers with every service hanging.
 LOOK_SECONDS = 1.0
 COUNT_SECONDS = 0.5
 BUSY_SECONDS = 0.05
+
+PERSON = "Tell the user: a person has to act. get_sync_status shows the rest."
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a sync does besides pushing."""
+
+    embed: bool = True
+    retry_parked: bool = False
+    rebuild: bool = False
+    verify: bool = False
+
+
+PUSH_AND_EMBED = Wanted()
 
 
 @dataclass(slots=True)
@@ -31,7 +58,12 @@ class _Tally:
     warnings: list[str] = field(default_factory=list)
     away: bool = False
     in_time: bool = True
-    advice: str = ""
+    stopped: DionysusError | None = None
+    retried: int = 0
+    rebuilt: int = 0
+    check: CheckReport | None = None
+    found: Shortcomings = field(default_factory=Shortcomings)
+    uncompared: bool = False
 
 
 class Syncer:
@@ -40,7 +72,9 @@ class Syncer:
     Args:
         stores: The two stores, looked at first, so that a call during an outage is answered at once.
         refill: Queues again what the remote store has lost.
-        shortcomings: What is missing on one side or parked, read within so many seconds: warnings, and what to do.
+        shortcomings: What is missing on one side or parked, read within so many seconds.
+        rebuild: Queues every local memory again; how many there are.
+        check: Compares both stores in full; changes nothing.
     """
 
     def __init__(
@@ -52,7 +86,9 @@ class Syncer:
         embedder: Embedder,
         *,
         refill: Callable[[], Awaitable[int]],
-        shortcomings: Callable[[float], Awaitable[tuple[list[str], str]]],
+        shortcomings: Callable[[float], Awaitable[Shortcomings]],
+        rebuild: Callable[[], Awaitable[int]],
+        check: Callable[[], Awaitable[VerifyReport]],
     ) -> None:
         self._stores = stores
         self._pusher = pusher
@@ -61,31 +97,49 @@ class Syncer:
         self._embedder = embedder
         self._refill = refill
         self._shortcomings = shortcomings
+        self._rebuild = rebuild
+        self._check = check
 
     async def sync(
-        self, *, timeout: float | None = None, embed: bool = True, on_progress: Progress | None = None
+        self, wanted: Wanted = PUSH_AND_EMBED, *, timeout: float | None = None, on_progress: Progress | None = None
     ) -> SyncReport:
-        """Push everything that is queued, then embed; safe to repeat.
+        """Push everything that is queued, and do what else is wanted; safe to repeat.
 
         Args:
             timeout: Seconds; what is not done by then goes on in the background. `None`: until all is done.
         """
         started = time.monotonic()
-        tally = _Tally()
+        tally = _Tally(uncompared=wanted.verify)
         tally.warnings = await self._stores_away()
         tally.away = bool(tally.warnings)
         if not tally.away:
             with anyio.move_on_after(timeout) as scope:
-                await self._push(tally, on_progress)
-                if embed and not tally.away:
-                    await self._embed(tally, on_progress)
+                await self._work(tally, wanted, on_progress)
             tally.in_time = not scope.cancelled_caught
         remaining = await self._count(self._outbox.queue_length)
         without_vector = await self._count(self._vectors.count_without_vector) if not tally.away else None
-        if not tally.away and tally.in_time:
-            missing, tally.advice = await self._shortcomings(LOOK_SECONDS)
-            tally.warnings += missing
+        if not (tally.away or tally.stopped) and tally.in_time:
+            tally.found = await self._shortcomings(LOOK_SECONDS)
+            tally.warnings += tally.found.warnings
         return _report(tally, remaining, without_vector, started)
+
+    async def _work(self, tally: _Tally, wanted: Wanted, on_progress: Progress | None) -> None:
+        try:
+            if wanted.rebuild:
+                tally.rebuilt = await self._rebuild()
+            if wanted.retry_parked:
+                tally.retried = await self._pusher.retry_parked()
+            await self._push(tally, on_progress)
+            if wanted.embed:
+                await self._embed(tally, on_progress)
+            if wanted.verify:
+                await self._compare(tally, on_progress)
+        except Unavailable as error:
+            tally.away = True
+            tally.warnings.append(str(error))
+        except (StoreRolledBack, RemoteDamaged, AccessRefused) as error:
+            tally.stopped = error
+            tally.warnings.append(str(error))
 
     async def _stores_away(self) -> list[str]:
         found: list[str] = []
@@ -102,22 +156,31 @@ class Syncer:
         return sorted(found)
 
     async def _push(self, tally: _Tally, on_progress: Progress | None) -> None:
-        try:
-            await self._refill()
-            while True:
-                step = await self._pusher.push_once()
-                tally.pushed = tally.pushed.plus(step)
-                if step.busy:
-                    if not await self._outbox.anything_queued():
-                        return
-                    await anyio.sleep(BUSY_SECONDS)
-                elif not (step.pushed or step.parked):
+        await self._refill()
+        while True:
+            step = await self._pusher.push_once()
+            tally.pushed = tally.pushed.plus(step)
+            if step.busy:
+                if not await self._outbox.anything_queued():
                     return
-                if on_progress:
-                    await on_progress(tally.pushed.pushed, None, f"{tally.pushed.pushed} changes pushed")
-        except Unavailable as error:
-            tally.away = True
-            tally.warnings.append(str(error))
+                await anyio.sleep(BUSY_SECONDS)
+            elif not (step.pushed or step.parked):
+                return
+            if on_progress:
+                await on_progress(tally.pushed.pushed, None, f"{tally.pushed.pushed} changes pushed")
+
+    async def _compare(self, tally: _Tally, on_progress: Progress | None) -> None:
+        if on_progress:
+            await on_progress(tally.pushed.pushed + tally.embedded + 1, None, "comparing both stores")
+        report = await self._check()
+        tally.check = CheckReport(
+            finished_at=datetime.now(UTC),
+            kind=report.kind,
+            result=report.result,
+            differences=sum(report.counts.values()),
+        )
+        tally.uncompared = False
+        tally.warnings += report.warnings
 
     async def _embed(self, tally: _Tally, on_progress: Progress | None) -> None:
         try:
@@ -146,6 +209,10 @@ def _report(tally: _Tally, remaining: int | None, without_vector: int | None, st
         pushed=tally.pushed.pushed,
         outcomes=tally.pushed.outcomes,
         parked=tally.pushed.parked,
+        failed_for_good=tally.found.failed,
+        retried=tally.retried,
+        rebuilt=tally.rebuilt,
+        check=tally.check,
         remaining=remaining,
         embedded=tally.embedded,
         without_vector=without_vector,
@@ -153,17 +220,33 @@ def _report(tally: _Tally, remaining: int | None, without_vector: int | None, st
     )
 
 
-def _verdict(tally: _Tally, remaining: int | None) -> tuple[Literal["success", "partial", "queued", "failed"], str]:
+def _verdict(tally: _Tally, remaining: int | None) -> tuple[Result, str]:
+    if tally.stopped:
+        return "failed", f"Nothing is lost: changes wait in the local store. {tally.stopped.hint or PERSON}"
     if tally.away:
         return "queued", "Nothing is lost: changes wait and are pushed when the service is back. See get_sync_status."
-    if tally.pushed.parked and not tally.pushed.pushed:
-        return "failed", "The remote store refuses these changes; call get_sync_status to see why."
     if tally.pushed.parked:
-        return "partial", "Some changes were refused and are parked; call get_sync_status to see why."
+        return _refused(tally)
     if remaining != 0 and not tally.in_time:
         return "partial", "Time ran out; the rest is pushed in the background. Call get_sync_status to follow it."
+    if tally.uncompared:
+        return "partial", "Time ran out before both stores were compared; call sync_now again with a longer timeout."
+    if tally.check and tally.check.result != "clean":
+        return "partial", _differing(tally.check)
     if remaining:
         return "success", "Every change that was there is in the remote store; newer ones are on their way."
-    if tally.advice:
-        return "partial", tally.advice
+    if tally.found.next_step:
+        return "partial", tally.found.next_step
     return "success", "Nothing to do: every change is in the remote store."
+
+
+def _refused(tally: _Tally) -> tuple[Result, str]:
+    if not tally.pushed.pushed:
+        return "failed", "The remote store refuses these changes; call get_sync_status to see why."
+    return "partial", "Some changes were refused and are parked; call get_sync_status to see why."
+
+
+def _differing(check: CheckReport) -> str:
+    if check.result == "skipped":
+        return "Too much was on its way to compare both stores; call sync_now with verify=true again later."
+    return f"The stores differ in {check.differences} memories: tell the user. {REPAIR}"

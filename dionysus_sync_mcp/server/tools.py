@@ -19,8 +19,10 @@ from dionysus_sync_mcp.domain.errors import (
     DionysusError,
     InputError,
     RecoveryShortfall,
+    RemoteDamaged,
     SettingsError,
     Starting,
+    StoreRolledBack,
     Unavailable,
 )
 from dionysus_sync_mcp.domain.text import is_storable
@@ -48,7 +50,14 @@ class Facade(Protocol):
     async def status(self, timeout: float = ...) -> StatusReport: ...
 
     async def sync(
-        self, *, timeout: float | None = ..., embed: bool = ..., on_progress: OnProgress | None = ...
+        self,
+        *,
+        timeout: float | None = ...,
+        embed: bool = ...,
+        retry_parked: bool = ...,
+        verify: bool = ...,
+        rebuild: bool = ...,
+        on_progress: OnProgress | None = ...,
     ) -> SyncReport: ...
 
     async def plan_recovery(
@@ -97,6 +106,13 @@ async def sync_now(
     wait_for_vectors: Annotated[
         bool, Field(description="Also wait until the memories can be found by meaning, not only by words.")
     ] = False,
+    retry_parked: Annotated[
+        bool, Field(description="Also try those changes again that the remote store has refused, failed ones too.")
+    ] = False,
+    verify: Annotated[bool, Field(description="Also compare both stores in full afterwards; changes nothing.")] = False,
+    rebuild: Annotated[
+        bool, Field(description="Also send every local memory again, for a remote store that was lost or damaged.")
+    ] = False,
 ) -> SyncReport:
     """Push every captured change of the memories to the remote store now, and say what is left.
 
@@ -105,7 +121,14 @@ async def sync_now(
     """
     runtime = await _runtime(ctx)
     with _deadline(timeout_seconds + SYNC_SLACK_SECONDS, "The sync"):
-        return await runtime.sync(timeout=timeout_seconds, embed=wait_for_vectors, on_progress=_Progress(ctx))
+        return await runtime.sync(
+            timeout=timeout_seconds,
+            embed=wait_for_vectors,
+            retry_parked=retry_parked,
+            verify=verify,
+            rebuild=rebuild,
+            on_progress=_Progress(ctx),
+        )
 
 
 async def get_sync_status(ctx: Context[Opening]) -> StatusReport:
@@ -240,6 +263,11 @@ def _consequence(error: DionysusError, tool: str) -> str:
     match error:
         case InputError():
             return "Nothing was changed."
+        case StoreRolledBack() | RemoteDamaged():
+            return (
+                "Nothing was lost or changed: changes wait in the local store until a person has acted. Tell the user; "
+                "get_sync_status shows the rest."
+            )
         case SettingsError() | AccessRefused():
             return "Nothing was lost or changed; a person has to act: tell the user. get_sync_status shows the rest."
         case RecoveryShortfall():

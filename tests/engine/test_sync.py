@@ -3,13 +3,21 @@
 import anyio
 import pytest
 
-from dionysus_sync_mcp.domain.errors import AccessRefused, Refused, Unavailable
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    Refused,
+    RemoteDamaged,
+    StoreRolledBack,
+    Unavailable,
+)
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.ports import Health, RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.refill import Refiller
-from dionysus_sync_mcp.engine.status import RECOVER, StatusReader
-from dionysus_sync_mcp.engine.sync import Syncer
+from dionysus_sync_mcp.engine.reports import VerifyReport
+from dionysus_sync_mcp.engine.status import RECOVER, REPAIR, StatusReader
+from dionysus_sync_mcp.engine.sync import Syncer, Wanted
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_embed import Model
@@ -27,13 +35,31 @@ class Looked:
         return self._health
 
 
+CLEAN = VerifyReport(kind="full", result="clean", next_step="Nothing to do.")
 UP = Looked(Health("postgresql"))
 AWAY = Looked(Health("neo4j", error="connection refused", hint="Start it."))
 
 
-def syncer(local: MemoryLocal, remote: MemoryRemote, *services: Looked, model: Model | None = None) -> Syncer:
-    """On these stores, in batches of two."""
+def syncer(
+    local: MemoryLocal,
+    remote: MemoryRemote,
+    *services: Looked,
+    model: Model | None = None,
+    check: VerifyReport | DionysusError = CLEAN,
+) -> Syncer:
+    """On these stores, in batches of two; a comparison finds what it is given."""
     refiller = Refiller(local, remote, local, Guard(local, remote, remote, may_initialise=False))
+
+    async def compare() -> VerifyReport:
+        if isinstance(check, DionysusError):
+            raise check
+        return check
+
+    async def rebuild() -> int:
+        for memory_id in local.table:
+            local.capture(memory_id, "update")
+        return len(local.table)
+
     return Syncer(
         services or (UP,),
         Pusher(local, remote, remote, rows=2),
@@ -42,6 +68,8 @@ def syncer(local: MemoryLocal, remote: MemoryRemote, *services: Looked, model: M
         model or Model(),
         refill=refiller.refill_once,
         shortcomings=StatusReader([], local, remote, remote, "1").shortcomings,
+        rebuild=rebuild,
+        check=compare,
     )
 
 
@@ -100,7 +128,7 @@ async def test_without_an_embedder_memories_are_safe() -> None:
     report = await syncer(local, remote, model=model).sync()
     assert (report.result, report.without_vector) == ("success", 1)
     assert report.warnings == ["Memories are safe, but not all have their vector yet. Ollama is away."]
-    assert (await syncer(local, remote).sync(embed=False)).embedded == 0
+    assert (await syncer(local, remote).sync(Wanted(embed=False))).embedded == 0
 
 
 @pytest.mark.parametrize(("good", "result"), [(0, "failed"), (1, "partial")])
@@ -121,12 +149,15 @@ async def test_refused_changes_are_never_a_success(good: int, result: str) -> No
     assert (report.result, report.parked, report.pushed) == (result, 1, good)
 
 
-async def test_a_person_has_to_act_is_raised() -> None:
-    """A wrong password is not an outage that ends by itself."""
-    local, remote = MemoryLocal(), MemoryRemote(failure=AccessRefused("wrong password"))
+@pytest.mark.parametrize("kind", [AccessRefused, StoreRolledBack, RemoteDamaged])
+async def test_a_person_has_to_act_is_a_failure_with_its_reason(kind: type[DionysusError]) -> None:
+    """A wrong password is not an outage that ends by itself; the report says what to do, and that nothing is lost."""
+    local, remote = MemoryLocal(), MemoryRemote(failure=kind("it must not be", hint="Mend it."))
     local.write("a", "1")
-    with pytest.raises(AccessRefused):
-        await syncer(local, remote).sync()
+    report = await syncer(local, remote).sync()
+    assert (report.result, report.pushed, report.remaining) == ("failed", 0, 1)
+    assert report.warnings == ["it must not be. Mend it."]
+    assert report.next_step == "Nothing is lost: changes wait in the local store. Mend it."
 
 
 async def test_time_that_runs_out_is_said() -> None:
@@ -208,3 +239,66 @@ async def test_a_lost_table_is_not_all_well() -> None:
     assert (report.result, report.next_step, report.pushed) == ("partial", RECOVER, 1)
     assert "holds 1 memories" in report.warnings[0]
     assert len(remote.nodes) == 6
+
+
+async def test_a_rebuild_sends_every_memory_again() -> None:
+    """What the remote holds already changes nothing there."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    for number in range(3):
+        local.write(str(number), "c")
+    await syncer(local, remote).sync()
+    before = dict(remote.nodes)
+    report = await syncer(local, remote).sync(Wanted(rebuild=True))
+    assert (report.result, report.rebuilt, report.pushed) == ("success", 3, 3)
+    assert remote.nodes.keys() == before.keys()
+
+
+async def test_parked_changes_are_tried_again_if_it_is_asked_for() -> None:
+    """Once the remote store takes them, nothing is left."""
+    local = MemoryLocal()
+
+    class Choosy(MemoryRemote):
+        sick = True
+
+        async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+            if self.sick and any(c.newest.properties.content == "poison" for c in batch.changes):
+                raise Refused("it is poison")
+            return await super().write(batch)
+
+    remote = Choosy()
+    local.write("bad", "poison")
+    assert (await syncer(local, remote).sync()).parked == 1
+    remote.sick = False
+    untried = await syncer(local, remote).sync()
+    assert (untried.result, untried.retried, len(remote.nodes)) == ("partial", 0, 0)
+    report = await syncer(local, remote).sync(Wanted(retry_parked=True))
+    assert (report.result, report.retried, report.pushed, report.parked) == ("success", 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "result", "step"),
+    [
+        (CLEAN, "success", "Nothing to do"),
+        (CLEAN.model_copy(update={"result": "drift", "counts": {"missing_there": 2}}), "partial", REPAIR),
+        (CLEAN.model_copy(update={"result": "skipped"}), "partial", "Too much was on its way"),
+    ],
+)
+async def test_a_comparison_that_is_asked_for_counts(found: VerifyReport, result: str, step: str) -> None:
+    """A sync that finds the stores to differ is no success."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    report = await syncer(local, remote, check=found).sync(Wanted(verify=True))
+    assert (report.result, report.pushed) == (result, 1)
+    assert step in report.next_step
+    assert report.check is not None
+    assert (report.check.result, report.check.differences) == (found.result, sum(found.counts.values()))
+    assert (await syncer(local, remote).sync()).check is None
+
+
+@pytest.mark.promise("P9")
+async def test_a_store_that_goes_away_during_a_comparison_is_said() -> None:
+    """What was pushed counts, and it is no success."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    report = await syncer(local, remote, check=Unavailable("went away")).sync(Wanted(verify=True))
+    assert (report.result, report.pushed, report.check, report.warnings) == ("queued", 1, None, ["went away."])

@@ -67,9 +67,16 @@ class FakeProgram:
         )
 
     async def sync(
-        self, *, timeout: float | None = None, embed: bool = True, on_progress: OnProgress | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        embed: bool = True,
+        retry_parked: bool = False,
+        verify: bool = False,
+        rebuild: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> SyncReport:
-        self._note((timeout, embed))
+        self._note((timeout, embed, retry_parked, verify, rebuild))
         await _count_to_three(on_progress)
         return SyncReport(result="success", next_step="Nothing to do.", pushed=3, remaining=0)
 

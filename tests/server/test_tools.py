@@ -157,7 +157,7 @@ async def test_arguments_reach_the_engine(program: FakeProgram) -> None:
     async with client_of(program) as client:
         assert not (await client.call_tool("query_cross_project", arguments)).is_error
         await client.call_tool("recover_from_remote", {"memory_ids": [MEMORY_ID], "include_deleted": True})
-        await client.call_tool("sync_now", {"timeout_seconds": 5, "wait_for_vectors": True})
+        await client.call_tool("sync_now", {"timeout_seconds": 5, "wait_for_vectors": True, "retry_parked": True})
     request, recovery, sync = (asked for asked in program.asked if not isinstance(asked, float))
     assert isinstance(request, QueryRequest)
     assert request.filters.created_after is not None
@@ -176,12 +176,14 @@ async def test_arguments_reach_the_engine(program: FakeProgram) -> None:
     )
     assert request.filters.created_after.isoformat() == "2026-08-01T00:00:00+00:00"
     assert recovery == (Scope(memory_ids=(MEMORY_ID,)), True)
-    assert sync == (5, True)
+    assert sync == (5, True, True, False, False)
     assert program.touched == 3
 
 
 def _every_error() -> list[type[DionysusError]]:
-    return [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, DionysusError)]
+    """But for the one that has its own words, and is an `Unavailable` like others."""
+    found = (e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, DionysusError))
+    return [e for e in found if e is not errors.LineageMoved]
 
 
 @pytest.mark.parametrize("kind", _every_error())
