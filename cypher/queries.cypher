@@ -86,14 +86,17 @@ CALL (others) {
   MERGE (m:Memory {id: r.id})
   // Takes the node's lock before it is read: two stores may write the same memory at once.
   SET m:Memory
+  // A version that somebody wrote by hand, and that is no number, counts as none.
   WITH r, m,
+    CASE WHEN m.sync_version IS :: INTEGER NOT NULL THEN m.sync_version ELSE 0 END AS held
+  WITH r, m, held,
     m.deleted_at IS NOT NULL AS gone,
-    m.origin <> $store AND m.sync_version > r.base AS foreign
-  WITH r, m, gone,
+    m.origin <> $store AND held > r.base AS foreign
+  WITH r, m, held, gone,
     CASE
-      WHEN m.sync_version IS NULL THEN 'created'
-      WHEN m.sync_version > r.version THEN 'stale'
-      WHEN m.sync_version < r.version THEN
+      WHEN m.sync_version IS NULL AND m.content_hash IS NULL THEN 'created'
+      WHEN held > r.version THEN 'stale'
+      WHEN held < r.version THEN
         CASE
           WHEN gone AND NOT r.deleted THEN 'resurrected'
           WHEN foreign AND r.deleted AND NOT gone THEN 'conflict_lost'
@@ -109,7 +112,8 @@ CALL (others) {
       ELSE 'conflict_lost'
     END AS outcome
   WITH r, m, outcome,
-    CASE outcome WHEN 'conflict_won' THEN left(coalesce(m.content, ''), 100) END AS replaced,
+    CASE outcome WHEN 'conflict_won' THEN {replaced: left(coalesce(toStringOrNull(m.content), ''), 100), replaced_version: held} END
+      AS replaced,
     outcome IN ['created', 'updated', 'resurrected', 'conflict_won'] AS applied,
     gone OR r.deleted OR m.text_hash IS NULL OR r.text_hash IS NULL OR m.text_hash <> r.text_hash AS other_text,
     m.session_id IS NULL OR r.state.session_id IS NULL OR m.session_id <> r.state.session_id AS other_session,
@@ -134,7 +138,12 @@ CALL (others) {
     }
     MERGE (m)-[:HAS_VERSION]->(h)
   )
-  WITH r, m, outcome, replaced, applied AND other_session AS moved, applied AND other_project AS retagged
+  // What was replaced is kept with the version that won, since the answer to this batch may be lost on its way.
+  FOREACH (_ IN CASE WHEN replaced IS NULL THEN [] ELSE [1] END |
+    MERGE (h:MemoryVersion {key: r.key})
+    SET h += replaced
+  )
+  WITH r, m, outcome, applied AND other_session AS moved, applied AND other_project AS retagged
   CALL (r, m, moved) {
     WITH r, m WHERE moved
     MATCH (m)-[link:BELONGS_TO]->(s:Session) WHERE r.state.session_id IS NULL OR s.id <> r.state.session_id
@@ -155,7 +164,13 @@ CALL (others) {
     MATCH (p:Project {id: r.state.source_project})
     MERGE (m)-[:TAGGED_WITH]->(p)
   }
-  RETURN collect([r.id, outcome, m.sync_version, replaced,
+  CALL (r) {
+    UNWIND r.older + [r] AS v
+    MATCH (h:MemoryVersion {key: v.key}) WHERE h.replaced IS NOT NULL AND h.origin = $store
+    WITH h ORDER BY h.sync_version
+    RETURN collect([h.replaced, h.replaced_version, h.sync_version])[-1] AS won
+  }
+  RETURN collect([r.id, outcome, CASE WHEN m.sync_version IS :: INTEGER NOT NULL THEN m.sync_version ELSE 0 END, won,
     // A delete that was captured after what stands here, by one store: its count started again, and is no measure.
     r.deleted AND outcome IN ['stale', 'conflict_lost'] AND m.origin = $store AND m.deleted_at IS NULL AND EXISTS {
       (m)-[:HAS_VERSION]->(h:MemoryVersion {sync_version: m.sync_version, content_hash: m.content_hash})

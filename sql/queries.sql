@@ -147,7 +147,8 @@ WITH missed AS (
            coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
     FROM :memories AS dionysus_row
     WHERE (dionysus_row.sync_status IN ('pending', 'queued', 'failed') OR dionysus_row.sync_status IS NULL)
-      AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
+      AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry
+                      WHERE entry.memory_id = dionysus_row.id AND entry.superseded_at IS NULL)
     ORDER BY dionysus_row.id
     LIMIT $1
     FOR SHARE OF dionysus_row SKIP LOCKED
@@ -163,7 +164,8 @@ WITH missed AS (
            coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
     FROM :memories AS dionysus_row
     WHERE (dionysus_row.sync_status IN ('pending', 'queued', 'failed') OR dionysus_row.sync_status IS NULL)
-      AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
+      AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry
+                      WHERE entry.memory_id = dionysus_row.id AND entry.superseded_at IS NULL)
     ORDER BY dionysus_row.id
     LIMIT $1
     FOR SHARE OF dionysus_row SKIP LOCKED
@@ -191,18 +193,48 @@ WHERE pid = ANY ($1::integer[]) AND pid <> pg_backend_pid() AND application_name
 SET transaction_timeout = 0
 
 -- identity --
-SELECT id::text AS id, epoch::text AS epoch FROM dionysus_sync.store_identity
+SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage FROM dionysus_sync.store_identity
+
+-- lock_identity --
+-- As `identity`, and locked: whatever becomes of the advisory lock, two pushes never settle side by side.
+SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage
+FROM dionysus_sync.store_identity FOR NO KEY UPDATE
+
+-- move_lineage --
+-- $1 the lineage that was claimed, $2 the next one, $3 whether a comparison of the stores is due. No row if the store has
+-- moved on without us.
+UPDATE dionysus_sync.store_identity
+SET generation = generation + 1, lineage = $2::text::uuid,
+    compare_since = CASE WHEN $3::boolean THEN coalesce(compare_since, clock_timestamp()) ELSE compare_since END
+WHERE lineage = $1::text::uuid
+RETURNING true
+
+-- has_entry --
+SELECT EXISTS (SELECT FROM dionysus_sync.sync_queue WHERE id::text = $1)
 
 -- claim_entries --
 -- The next entries in seq order: at most $1, and about $2 bytes; with each, what waits of the same memory from before it.
-WITH next AS MATERIALIZED (
-    SELECT seq, memory_id, pg_column_size(payload) AS size
-    FROM dionysus_sync.sync_queue
-    WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at <= clock_timestamp())
-    ORDER BY seq LIMIT $1
-), due AS MATERIALIZED (
-    SELECT seq, memory_id
-    FROM (SELECT seq, memory_id, sum(size) OVER (ORDER BY seq) - size AS before FROM next) AS sizes WHERE before < $2
+-- A payload counts by its size in memory. That of a compressed one is known only when it has been unpacked, so the entries
+-- are looked at one by one and no further than the bound.
+WITH RECURSIVE due AS (
+    (SELECT first.seq, first.memory_id, 1 AS number, first.size
+     FROM (SELECT seq, memory_id,
+                  CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
+                       ELSE octet_length(payload::text) END::bigint AS size
+           FROM dionysus_sync.sync_queue
+           WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at <= clock_timestamp())
+           ORDER BY seq LIMIT 1) AS first)
+    UNION ALL
+    SELECT following.seq, following.memory_id, due.number + 1, due.size + following.size
+    FROM due CROSS JOIN LATERAL (
+        SELECT seq, memory_id,
+               CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
+                    ELSE octet_length(payload::text) END AS size
+        FROM dionysus_sync.sync_queue
+        WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at <= clock_timestamp()) AND seq > due.seq
+        ORDER BY seq LIMIT 1
+    ) AS following
+    WHERE due.number < $1 AND due.size < $2
 ), bounded AS (
     SELECT seq FROM due
     UNION
@@ -212,8 +244,9 @@ WITH next AS MATERIALIZED (
           AND earlier.parked_at IS NULL AND earlier.next_retry_at IS NOT NULL OFFSET 0
     ) AS waiting
 )
-SELECT entry.seq, entry.entity, entry.operation, entry.created_at, entry.memory_id::text AS memory_id,
-       entry.sync_version, entry.base_version, entry.next_retry_at IS NOT NULL AS waited,
+SELECT entry.id::text AS id, entry.seq, entry.entity, entry.operation, entry.retry_count,
+       least(greatest(entry.created_at, '0001-01-02Z'), '9999-12-30Z') AS created_at,
+       entry.memory_id::text AS memory_id, entry.payload ->> 'id' AS image_id, entry.sync_version, entry.base_version, entry.next_retry_at IS NOT NULL AS waited,
        to_jsonb(entry.created_at) #>> '{}' AS changed_at,
        dionysus_sync.content_hash(entry.payload) AS content_hash,
        entry.payload ->> 'content' AS content,
@@ -291,11 +324,12 @@ WHERE EXISTS (
 )
 
 -- keep --
--- $1 seqs, $2 the version that the remote confirmed or null: the entry waits for its row, up to 16 s each time. A later
--- change of the memory takes it along at once.
+-- $1 seqs, $2 the version that the remote confirmed or null: the entry waits for its row, a second, then for as long again
+-- as it is old, up to 16 s. A later change of the memory takes it along at once.
 UPDATE dionysus_sync.sync_queue AS entry
-SET base_version = coalesce(kept.version, entry.base_version), retry_count = entry.retry_count + 1,
-    next_retry_at = clock_timestamp() + interval '1 second' * 2 ^ least(entry.retry_count, 4)
+SET base_version = coalesce(kept.version, entry.base_version),
+    next_retry_at = clock_timestamp() + CASE WHEN entry.next_retry_at IS NULL THEN interval '1 second'
+        ELSE least(interval '16 seconds', clock_timestamp() - entry.created_at) END
 FROM unnest($1::bigint[], $2::integer[]) AS kept (seq, version) WHERE entry.seq = kept.seq
 
 -- mark_status --
@@ -307,10 +341,43 @@ WITH free AS (
 UPDATE :memories SET sync_status = $2 FROM free WHERE memories.id = free.id
 
 -- park --
--- $1 seqs, $2 errors.
+-- $1 seqs, $2 errors, $3 seconds until they are tried again.
 UPDATE dionysus_sync.sync_queue AS entry
-SET parked_at = clock_timestamp(), last_error = parked.error, retry_count = entry.retry_count + 1
-FROM unnest($1::bigint[], $2::text[]) AS parked (seq, error) WHERE entry.seq = parked.seq
+SET parked_at = clock_timestamp(), last_error = parked.error, retry_count = entry.retry_count + 1,
+    next_retry_at = clock_timestamp() + interval '1 second' * parked.delay
+FROM unnest($1::bigint[], $2::text[], $3::float8[]) AS parked (seq, error, delay) WHERE entry.seq = parked.seq
+
+-- retry_parked --
+-- Puts at most $1 parked entries back: all, or, if $2, those that are due and were refused less than $3 times. One that was
+-- never refused was parked by the capture, which had no image of the row: sent, it would empty the memory.
+WITH chosen AS (
+    SELECT seq FROM dionysus_sync.sync_queue
+    WHERE parked_at IS NOT NULL AND superseded_at IS NULL AND retry_count > 0
+      AND (NOT $2::boolean OR next_retry_at <= clock_timestamp() AND retry_count < $3)
+    ORDER BY seq LIMIT $1
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE dionysus_sync.sync_queue AS entry SET parked_at = NULL, next_retry_at = NULL
+FROM chosen WHERE entry.seq = chosen.seq
+RETURNING entry.memory_id::text AS id
+
+-- supersede --
+-- $1 ids, $2 seqs of entries that went through: what is parked of these memories from before has nothing to bring any more.
+UPDATE dionysus_sync.sync_queue AS entry SET superseded_at = clock_timestamp()
+FROM unnest($1::uuid[], $2::bigint[]) AS sent (id, seq)
+WHERE entry.memory_id = sent.id AND entry.entity = 'memory' AND entry.seq < sent.seq
+  AND entry.parked_at IS NOT NULL AND entry.superseded_at IS NULL
+
+-- note_deletions --
+-- $1 ids, $2 versions of tombstones that the remote holds.
+INSERT INTO dionysus_sync.deletions (memory_id, version)
+SELECT * FROM unnest($1::uuid[], $2::integer[])
+ON CONFLICT (memory_id) DO UPDATE SET version = EXCLUDED.version, deleted_at = EXCLUDED.deleted_at
+WHERE deletions.version <> EXCLUDED.version
+
+-- forget_deletions --
+-- $1 ids of memories that live in the remote.
+DELETE FROM dionysus_sync.deletions WHERE memory_id = ANY ($1::uuid[])
 
 -- rebase --
 -- $1 ids of locked rows, $2 the remote's versions: the live row goes above what the remote holds. Returns the rows that did.
@@ -329,8 +396,15 @@ SELECT dionysus_row.id, 'update', to_jsonb(dionysus_row.*) - dionysus_sync.sync_
 FROM :memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
 
 -- note_conflicts --
+-- A conflict that is told again, since the acknowledgement was lost, is on record already.
 INSERT INTO dionysus_sync.conflicts (memory_id, winner, local_version, remote_version, local_content, remote_content)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::text[], $6::text[])
+SELECT told.* FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::text[], $6::text[])
+    AS told (memory_id, winner, local_version, remote_version, local_content, remote_content)
+WHERE NOT EXISTS (
+    SELECT FROM dionysus_sync.conflicts AS known
+    WHERE known.memory_id = told.memory_id AND known.winner = told.winner
+      AND known.local_version = told.local_version AND known.remote_version = told.remote_version
+)
 
 -- note_event --
 INSERT INTO dionysus_sync.sync_events
@@ -339,7 +413,7 @@ VALUES ($1, $2, $3, $4::uuid[], $5, $6, $7)
 
 -- live_versions --
 -- $1 ids: where the local rows stand.
-SELECT id::text AS id, coalesce(sync_version, 1) AS version, left(content, 100) AS content
+SELECT id::text AS id, coalesce(sync_version, 1) AS version, left(content, 100) AS content, synced_version AS confirmed
 FROM :memories WHERE id = ANY ($1::uuid[])
 
 -- table_definition --

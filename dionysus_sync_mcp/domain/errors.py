@@ -26,6 +26,8 @@ from typing import ClassVar
 
 from dionysus_sync_mcp.domain.lineage import RemoteLineage
 
+OVERTAKEN = "another process has pushed meanwhile"
+
 
 class DionysusError(Exception):
     """The root. `str()` gives one line for people: what, where and the hint.
@@ -87,8 +89,10 @@ class LineageMoved(Unavailable):
         there: What it remembers, `None` where it remembers none.
     """
 
-    def __init__(self, there: RemoteLineage | None, *, where: str = "") -> None:
-        super().__init__("another process has pushed meanwhile", where=where, hint="It is tried again.")
+    def __init__(
+        self, what: str = OVERTAKEN, *, where: str = "", hint: str = "", there: RemoteLineage | None = None
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
         self.there = there
 
 

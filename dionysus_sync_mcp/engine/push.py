@@ -5,30 +5,49 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 from dionysus_sync_mcp.domain.conflict import decide_consequence
-from dionysus_sync_mcp.domain.errors import OutcomeUnknown, Refused, TimedOut, Unavailable
+from dionysus_sync_mcp.domain.context import CONTEXT_COLUMNS
+from dionysus_sync_mcp.domain.errors import (
+    LineageMoved,
+    OutcomeUnknown,
+    Refused,
+    StoreRolledBack,
+    TimedOut,
+    Unavailable,
+)
 from dionysus_sync_mcp.domain.folding import fold
+from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage, standing
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.domain.pacing import Pace
 from dionysus_sync_mcp.engine.ports import (
     Claim,
     Conflict,
     LiveVersion,
+    Move,
     Outbox,
     Parking,
     QueueEntry,
     RemoteBatch,
     RemoteReader,
     RemoteWriter,
+    Replaced,
     RowOutcome,
     Settlement,
     Stamp,
+    StoreIdentity,
     SyncEvent,
 )
 
 UNLINKED = "one of the two memories is not in the remote store"
 _ILL = "Look into the log of the remote store; the changes are kept and tried again."
+_ROLLED_BACK = (
+    "Run 'dionysus-sync-mcp verify --repair --prefer remote' to take over what the remote store holds, or "
+    "--prefer local to let this database count; both show a plan first."
+)
+_RETRIED_AT_ONCE = 10_000
+_RETRIED_BY_ITSELF = 100
 _PARTS = ("changes", "sessions", "projects", "references")
 _KEYS = {"session": ("id",), "project": ("id",), "reference": ("source_id", "target_id", "context")}
 
@@ -86,8 +105,9 @@ class Pusher:
         A crash at any point leaves either nothing done, or a remote batch that is sent again and changes nothing (P2).
 
         Raises:
-            Unavailable: A store is away; the entries stay as they were.
+            Unavailable: A store is away, or another process has pushed meanwhile; the entries stay as they were.
             TimedOut: The same; the next batch is smaller, and may take longer.
+            StoreRolledBack: This database is older than what it has pushed: nothing is, until somebody has decided.
         """
         started = time.monotonic()
         try:
@@ -106,7 +126,7 @@ class Pusher:
             if not claim.entries:
                 return PushResult()
             await self._prepare_remote()
-            settlement, outcomes = await self._apply(claim)
+            settlement, outcomes = await self._apply_as_next(claim)
             result = _result(settlement, outcomes)
             await claim.settle(replace(settlement, event=_event(settlement, result, started)))
         return result
@@ -130,13 +150,55 @@ class Pusher:
             ids = sorted({e.memory_id for e in claim.entries if e.memory_id}) if claim else []
         await self._outbox.note_outage(ids, SyncEvent("local_to_remote", "queued", len(ids), ids, str(error)))
 
-    async def _apply(self, claim: Claim) -> tuple[Settlement, list[RowOutcome]]:
+    async def retry_due_once(self) -> int:
+        """Put parked entries whose time has come back into the queue; how many were."""
+        return await self._outbox.retry_parked_once(_RETRIED_BY_ITSELF, due_only=True)
+
+    async def retry_parked(self) -> int:
+        """Put all parked entries back into the queue, at most 10,000; how many were."""
+        return await self._outbox.retry_parked_once(_RETRIED_AT_ONCE, due_only=False)
+
+    async def _apply_as_next(self, claim: Claim) -> tuple[Settlement, list[RowOutcome]]:
+        """Apply a claim as the push that follows the last one that both stores remember."""
+        move = Move(_expected(claim.identity), to=str(uuid4()), last_entry=claim.entries[-1].id)
+        compare = False
+        try:
+            settlement, outcomes = await self._apply(claim, move)
+        except LineageMoved as moved:
+            compare = await self._accept(claim, moved.there)
+            found = (moved.there.last.lineage if moved.there else "",)
+            settlement, outcomes = await self._apply(claim, move._replace(accepted=found))
+        return replace(settlement, lineage=move.to, compare=compare), outcomes
+
+    async def _accept(self, claim: Claim, there: RemoteLineage | None) -> bool:
+        """Accept that the remote remembers another push; whether the stores have to be compared since it does.
+
+        Raises:
+            Unavailable: This process was overtaken by another one.
+            StoreRolledBack: This database was.
+        """
+        here = claim.identity
+        waits = there is not None and await claim.has_entry(there.last_entry)
+        found = standing(Lineage(here.epoch, here.generation, here.lineage), there, last_push_waits=waits)
+        if found == "behind_here":
+            await self._check_that_nobody_pushed(here)
+            what = "this database is older than what it has pushed, or a copy of it has pushed"
+            raise StoreRolledBack(what, hint=_ROLLED_BACK)
+        return found in ("behind_there", "unknown_there")
+
+    async def _check_that_nobody_pushed(self, here: StoreIdentity) -> None:
+        """Asks on a connection of its own: that of the claim may be one that the server has given up."""
+        if (await self._outbox.identity()).lineage != here.lineage:
+            raise LineageMoved
+
+    async def _apply(self, claim: Claim, move: Move) -> tuple[Settlement, list[RowOutcome]]:
         memories = [e for e in claim.entries if e.entity == "memory" and e.version is not None]
-        context = [e for e in claim.entries if e.entity != "memory"]
+        context = [e for e in claim.entries if e.entity != "memory" and not e.broken]
         changes = fold((e.memory_id or "", e.base_version, _as_sent(e, e.version)) for e in memories if e.version)
         batch = RemoteBatch(
             claim.identity,
             changes,
+            move,
             sessions=_last_rows(context, "session"),
             projects=_last_rows(context, "project"),
             references=_last_rows(context, "reference"),
@@ -237,22 +299,18 @@ class Pusher:
         live = await claim.live_versions([o.memory_id for o in contested]) if contested else {}
         decided = [(o, _decide(o, sent[o.memory_id], live.get(o.memory_id))) for o in outcomes]
         pulled = await self._held_by_remote([o for o, consequence in decided if consequence == "pull"])
-        conflicts = [o for o in contested if o.outcome != "stale"]
+        confirmed = [o for o, consequence in decided if consequence == "confirm"]
         remote = {m.id: m for m in pulled}
         return Settlement(
             acknowledged=(),
-            stamps=[
-                Stamp(o.memory_id, o.version, captured[o.memory_id])
-                for o, consequence in decided
-                if consequence == "confirm" and sent[o.memory_id].newest.operation != "delete"
-            ],
-            rebased=[
-                Stamp(o.memory_id, o.version, captured[o.memory_id])
-                for o, consequence in decided
-                if consequence == "rebase"
-            ],
+            stamps=_stamps((o for o in confirmed if not _is_delete(sent[o.memory_id])), captured),
+            deleted=_stamps((o for o in confirmed if _is_delete(sent[o.memory_id])), captured),
+            rebased=_stamps((o for o, consequence in decided if consequence == "rebase"), captured),
             pulled=pulled,
-            conflicts=[_conflict(o, sent[o.memory_id], remote.get(o.memory_id)) for o in conflicts],
+            conflicts=[
+                *(_won(o, sent[o.memory_id]) for o in outcomes if o.replaced),
+                *(_lost(o, sent[o.memory_id], remote.get(o.memory_id)) for o in outcomes if _is_lost(o)),
+            ],
         )
 
     async def _held_by_remote(self, outcomes: Sequence[RowOutcome]) -> list[RemoteMemory]:
@@ -276,18 +334,44 @@ def _decide(outcome: RowOutcome, change: MemoryChange, live: LiveVersion | None)
         change.newest.number,
         outcome.version,
         live.version if live else None,
-        sent_delete=change.newest.operation == "delete",
+        sent_delete=_is_delete(change),
+        confirmed=live.confirmed if live else None,
     )
 
 
-def _conflict(outcome: RowOutcome, change: MemoryChange, remote: RemoteMemory | None) -> Conflict:
+def _expected(here: StoreIdentity) -> tuple[str, ...]:
+    """The lineages that the remote may remember without any question; a store that never pushed is new there."""
+    return (here.lineage,) if here.generation else (here.lineage, "")
+
+
+def _stamps(outcomes: Iterable[RowOutcome], captured: Mapping[str, int]) -> list[Stamp]:
+    return [Stamp(o.memory_id, o.version, captured[o.memory_id]) for o in outcomes]
+
+
+def _is_delete(change: MemoryChange) -> bool:
+    return change.newest.operation == "delete"
+
+
+def _is_lost(outcome: RowOutcome) -> bool:
+    return outcome.outcome == "conflict_lost"
+
+
+def _won(outcome: RowOutcome, change: MemoryChange) -> Conflict:
+    """The version that won may be an older one, if what became of its first delivery was never heard."""
+    replaced = outcome.replaced or Replaced("", 0, change.newest.number)
+    winner = next((v for v in (*change.older, change.newest) if v.number == replaced.by), change.newest)
+    content = (winner.properties.content or "")[:100]
+    return Conflict(outcome.memory_id, "local", winner.number, replaced.version, content, replaced.content)
+
+
+def _lost(outcome: RowOutcome, change: MemoryChange, remote: RemoteMemory | None) -> Conflict:
     return Conflict(
         outcome.memory_id,
-        "local" if outcome.outcome == "conflict_won" else "remote",
+        "remote",
         change.newest.number,
         outcome.version,
         (change.newest.properties.content or "")[:100],
-        (outcome.replaced or (remote.content if remote else None) or "")[:100],
+        ((remote.content if remote else None) or "")[:100],
     )
 
 
@@ -300,7 +384,8 @@ def _last_rows(entries: Iterable[QueueEntry], entity: str) -> list[dict[str, Any
     for entry in entries:
         if entry.entity != entity or (entry.operation == "delete" and entity != "reference"):
             continue
-        row = {**entry.payload, "changed_at": entry.created_at.isoformat()}
+        known = {name: entry.payload.get(name) for name in CONTEXT_COLUMNS[entity]}
+        row = {**known, "changed_at": entry.created_at.isoformat()}
         rows[_context_key(entity, row)] = {**row, "deleted": True} if entry.operation == "delete" else row
     return list(rows.values())
 
@@ -320,7 +405,14 @@ def _both_halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 def _of(batch: RemoteBatch, parts: Mapping[str, Sequence[Any]]) -> RemoteBatch:
     """A batch of the same store with these parts and nothing else."""
-    return replace(batch, **{**dict.fromkeys(_PARTS, ()), **parts})
+    rows = {**dict.fromkeys(_PARTS, ()), **parts}
+    return replace(
+        batch,
+        changes=rows["changes"],
+        sessions=rows["sessions"],
+        projects=rows["projects"],
+        references=rows["references"],
+    )
 
 
 def _context_keys(batch: RemoteBatch) -> list[tuple[Any, ...]]:

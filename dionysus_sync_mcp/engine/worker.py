@@ -9,7 +9,15 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 from dionysus_sync_mcp.domain.backoff import next_delay
-from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, SchemaMismatch, Starting, Unavailable
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    RemoteDamaged,
+    SchemaMismatch,
+    Starting,
+    StoreRolledBack,
+    Unavailable,
+)
 from dionysus_sync_mcp.engine.embed import embed_once
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.ports import Embedder, Outbox, VectorStore
@@ -25,6 +33,7 @@ SESSION_SECONDS = 60.0
 PREPARING_SECONDS = 0.5
 # A person has to act on a refused access: the first wait is as long as after this many failures.
 SLOW_START = 5
+A_PERSON_ACTS = (AccessRefused, StoreRolledBack, RemoteDamaged)
 
 Step = Callable[[], Awaitable[float]]
 
@@ -89,7 +98,7 @@ class Loop:
     def _delay_after(self, error: Exception) -> float:
         if isinstance(error, (SchemaMismatch, Starting)):
             return PREPARING_SECONDS
-        slow = SLOW_START if isinstance(error, AccessRefused) else 0
+        slow = SLOW_START if isinstance(error, A_PERSON_ACTS) else 0
         return next_delay(self.attempts + slow, random.random())  # noqa: S311 - jitter, not a secret
 
 

@@ -9,7 +9,11 @@ ALTER TABLE dionysus_sync.store_identity
 
 -- A parked entry of which a later version of the same memory went through: kept, and nothing to worry about any more.
 ALTER TABLE dionysus_sync.sync_queue ADD COLUMN IF NOT EXISTS superseded_at timestamptz;
-CREATE INDEX IF NOT EXISTS idx_sync_queue_parked ON dionysus_sync.sync_queue (seq) WHERE parked_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS idx_sync_queue_parked ON dionysus_sync.sync_queue (seq)
+    WHERE parked_at IS NOT NULL AND superseded_at IS NULL;
+
+-- Whether a conflict is on record already is asked for each that is told.
+CREATE INDEX IF NOT EXISTS idx_conflicts_memory ON dionysus_sync.conflicts (memory_id);
 
 -- Deletes that the remote store has confirmed: what tells a memory that was deleted here from one that was lost here.
 CREATE TABLE IF NOT EXISTS dionysus_sync.deletions (

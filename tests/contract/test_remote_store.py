@@ -15,7 +15,7 @@ from dionysus_sync_mcp.adapters.neo4j import RemoteStore
 from dionysus_sync_mcp.domain.errors import LineageMoved
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import MemoryChange, Version
-from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteCounts, Scope, StoreIdentity, Text, Vector
+from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteCounts, Replaced, Scope, StoreIdentity, Text, Vector
 from tests.contract.remote_bench import (
     DESKTOP,
     EVERYTHING,
@@ -203,7 +203,22 @@ class RemoteContract:
         await push(bench, change(version(2, "t" * 150)), by=DESKTOP)
         (won,) = await push(bench, change(version(3, "mine")))
         (plain,) = await push(bench, change(version(4, "more"), base=3))
-        assert (won.replaced, plain.replaced) == ("t" * 100, None)
+        assert (won.replaced, plain.replaced) == (Replaced("t" * 100, 2, by=3), None)
+
+    @pytest.mark.promise("P8")
+    async def test_a_conflict_that_was_won_is_told_again(self, bench: Bench) -> None:
+        """The first answer may be lost, and the winner may have been changed since; another store has nothing to tell."""
+        await push(bench, change(version(2, "theirs")), by=DESKTOP)
+        await push(bench, change(version(3, "mine")))
+        (again,) = await push(bench, change(version(3, "mine")))
+        (foreign,) = await push(bench, change(version(3, "mine"), base=3), by=DESKTOP)
+        (later,) = await push(bench, change(version(4, "more"), version(3, "mine")))
+        expected = Replaced("theirs", 2, by=3)
+        assert [(o.outcome, o.replaced) for o in (again, foreign, later)] == [
+            ("unchanged", expected),
+            ("unchanged", None),
+            ("updated", expected),
+        ]
 
     async def test_states_between_two_pushes_reach_the_history(self, bench: Bench) -> None:
         """A memory that changed three times since the last push has three versions in the remote."""

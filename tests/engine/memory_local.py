@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dionysus_sync_mcp.domain.errors import Unavailable
+from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
+from dionysus_sync_mcp.domain.errors import LineageMoved, Unavailable
 from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, RemoteMemory, Version
 from dionysus_sync_mcp.engine.ports import (
     Activity,
@@ -47,12 +48,16 @@ class Row:
 class MemoryLocal:
     """Implements `Outbox`, `Installation` and `Restorer`. `failure` is raised by the next calls while set."""
 
-    identity_: StoreIdentity = field(default_factory=lambda: StoreIdentity("store", "epoch"))
+    identity_: StoreIdentity = field(default_factory=lambda: StoreIdentity("store", "epoch", 0, "never pushed"))
     rows: dict[str, Row] | None = field(default_factory=dict)
     entries: dict[int, QueueEntry] = field(default_factory=dict)
     parked: dict[int, str] = field(default_factory=dict)
     events: list[SyncEvent] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
+    superseded: set[int] = field(default_factory=set)
+    not_due: set[int] = field(default_factory=set)  # parked entries whose time has not come
+    deletions: dict[str, int] = field(default_factory=dict)
+    compare_due: bool = False
     reports: list[dict[str, Any]] = field(default_factory=list)
     context: list[dict[str, Any]] = field(default_factory=list)
     captured: bool = True
@@ -93,7 +98,7 @@ class MemoryLocal:
     def enqueue(self, entry: QueueEntry) -> None:
         """Give an entry its place."""
         self.last_seq += 1
-        self.entries[self.last_seq] = replace(entry, seq=self.last_seq)
+        self.entries[self.last_seq] = replace(entry, seq=self.last_seq, id=f"entry {self.last_seq}")
 
     @property
     def table(self) -> dict[str, Row]:
@@ -123,6 +128,7 @@ class MemoryLocal:
             claim = MemoryClaim(self, self.identity_, self._bounded(rows, size))
             yield claim
             if claim.settlement:
+                self._check_lineage(claim)
                 self._settle(claim.settlement, claim.entries)
         finally:
             self.pushing = False
@@ -135,6 +141,21 @@ class MemoryLocal:
         """Parked entries do not count."""
         self._check()
         return len(self.entries.keys() - self.parked.keys())
+
+    async def retry_parked_once(self, limit: int, *, due_only: bool) -> int:
+        """Those that were refused, not those that the capture parked."""
+        self._check()
+        open_ = {seq: self.entries[seq].refusals for seq in sorted(self.parked.keys() - self.superseded)}
+        chosen = [
+            seq
+            for seq, refusals in open_.items()
+            if refusals and not (due_only and (seq in self.not_due or refusals >= MOST_REFUSALS))
+        ][:limit]
+        for seq in chosen:
+            del self.parked[seq]
+        ids = sorted({self.entries[seq].memory_id or "" for seq in chosen} - {""})
+        self.events += [SyncEvent("local_to_remote", "queued", len(chosen), ids)] if chosen else []
+        return len(chosen)
 
     async def note_outage(self, memory_ids: Sequence[str], event: SyncEvent) -> None:
         """Mark and audit."""
@@ -156,8 +177,13 @@ class MemoryLocal:
         return sorted([*chosen, *(e for e in queued if e.seq in self.waiting and e.memory_id in taken)], key=_seq)
 
     def wait(self) -> None:
-        """Until what waits is due again."""
+        """Until what waits and what is parked is due again."""
         self.waiting.clear()
+        self.not_due.clear()
+
+    def _check_lineage(self, claim: "MemoryClaim") -> None:
+        if claim.settlement and claim.settlement.lineage and self.identity_.lineage != claim.identity.lineage:
+            raise LineageMoved
 
     def _mark(self, memory_ids: Sequence[str], status: str) -> None:
         for memory_id in memory_ids:
@@ -173,15 +199,45 @@ class MemoryLocal:
             entry = self.entries[seq]
             self.entries[seq] = replace(entry, base_version=kept.get(seq, entry.base_version), waited=True)
         parked_ids = [self.entries[p.seq].memory_id or "" for p in settlement.parked]
-        self.parked.update({p.seq: p.error for p in settlement.parked})
+        self._park(settlement)
         for seq in set(settlement.acknowledged) - left:
             del self.entries[seq]
         self.waiting = (self.waiting | left) & self.entries.keys()
-        self.conflicts += [c for c in settlement.conflicts if c.memory_id not in held]
+        self.conflicts += [c for c in settlement.conflicts if c.memory_id not in held and not self._is_known(c)]
+        self._confirm(settlement, last)
         self.events += [settlement.event] if settlement.event else []
         self._mark(parked_ids, "failed")
         if self.rows is not None:
             self._settle_rows(self.rows, settlement)
+
+    def _park(self, settlement: Settlement) -> None:
+        for parking in settlement.parked:
+            entry = self.entries[parking.seq]
+            self.entries[parking.seq] = replace(entry, refusals=entry.refusals + 1)
+            self.parked[parking.seq] = parking.error
+            self.not_due.add(parking.seq)
+
+    def _is_known(self, conflict: Conflict) -> bool:
+        return any(
+            replace(c, local_content="", remote_content="") == replace(conflict, local_content="", remote_content="")
+            for c in self.conflicts
+        )
+
+    def _confirm(self, settlement: Settlement, last: dict[str, int]) -> None:
+        for stamp in settlement.deleted:
+            self.deletions[stamp.memory_id] = stamp.version
+        for stamp in settlement.stamps:
+            self.deletions.pop(stamp.memory_id, None)
+        for stamp in (*settlement.stamps, *settlement.deleted):
+            self.superseded |= {
+                seq
+                for seq in self.parked
+                if self.entries[seq].memory_id == stamp.memory_id and seq < last.get(stamp.memory_id, 0)
+            }
+        if settlement.lineage:
+            here = self.identity_
+            self.identity_ = replace(here, generation=here.generation + 1, lineage=settlement.lineage)
+            self.compare_due = self.compare_due or settlement.compare
 
     def _carried_on(self, stamp: Stamp, last: int) -> bool:
         """Whether nothing of this memory has to wait; what was captured since counts on, if its row can be stamped."""
@@ -258,7 +314,7 @@ class MemoryLocal:
 
     async def backfill_once(self, limit: int) -> int:
         """Queue rows that wait and have no entry."""
-        queued = {e.memory_id for e in self.entries.values()}
+        queued = {e.memory_id for seq, e in self.entries.items() if seq not in self.superseded}
         missed = [i for i, row in sorted(self.table.items()) if row.status != "synced" and i not in queued][:limit]
         for memory_id in missed:
             self.capture(memory_id, "create")
@@ -328,11 +384,11 @@ class MemoryLocal:
             initialised=self.bookkeeping,
             memories=len(self.rows or ()),
             queued=await self.queue_length(),
-            parked=len(self.parked),
+            parked=len(self.parked.keys() - self.superseded),
             oldest_queued_at=None,
             last_success_at=None,
             open_conflicts=len(self.conflicts),
-            last_parked_error=next(reversed(self.parked.values()), None),
+            last_parked_error=next((e for s, e in reversed(self.parked.items()) if s not in self.superseded), None),
             identity=self.identity_,
         )
 
@@ -361,8 +417,14 @@ class MemoryClaim:
         """Those that are there."""
         rows = self.local.rows or {}
         return {
-            i: LiveVersion(rows[i].version, (rows[i].properties.content or "")[:100]) for i in memory_ids if i in rows
+            i: LiveVersion(rows[i].version, (rows[i].properties.content or "")[:100], rows[i].confirmed)
+            for i in memory_ids
+            if i in rows
         }
+
+    async def has_entry(self, entry_id: str) -> bool:
+        """Parked ones too."""
+        return any(entry.id == entry_id for entry in self.local.entries.values())
 
     async def settle(self, settlement: Settlement) -> None:
         """Takes hold when the claim is left."""

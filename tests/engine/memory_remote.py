@@ -15,6 +15,7 @@ from dionysus_sync_mcp.engine.ports import (
     Outcome,
     RemoteBatch,
     RemoteCounts,
+    Replaced,
     RowOutcome,
     Scope,
     StoreIdentity,
@@ -50,6 +51,7 @@ class MemoryRemote:
     project_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     references: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
+    replaced: dict[tuple[str, int, str, str], Replaced] = field(default_factory=dict)
     failure: Exception | None = None
 
     async def prepare(self) -> None:
@@ -149,7 +151,7 @@ class MemoryRemote:
     def _move(self, here: StoreIdentity, move: Move) -> None:
         there = self.stores.get(here.id, NEVER_PUSHED)
         if there.last.lineage not in (*move.accepted, move.to):
-            raise LineageMoved(there if there.last.lineage else None)
+            raise LineageMoved(there=there if there.last.lineage else None)
         given_up = {there.last.epoch} - {here.epoch, ""}
         last = Lineage(here.epoch, here.generation + 1, move.to)
         self.stores[here.id] = RemoteLineage(last, there.past_epochs | given_up, move.last_entry)
@@ -167,9 +169,13 @@ class MemoryRemote:
         for version in (*change.older, change.newest):
             key = (change.memory_id, version.number, version.content_hash, version.operation == "delete")
             self.history.setdefault(key, version)
-        replaced = (old.memory.content or "")[:100] if old and outcome == "conflict_won" else None
+        if old and outcome == "conflict_won":
+            won = Replaced((old.memory.content or "")[:100], old.memory.version, change.newest.number)
+            self.replaced[change.memory_id, change.newest.number, change.newest.content_hash, store] = won
         if outcome in APPLIED:
             self.nodes[change.memory_id] = _applied(old, change, store)
+        keys = [(change.memory_id, v.number, v.content_hash, store) for v in (*change.older, change.newest)]
+        replaced = next((self.replaced[key] for key in reversed(keys) if key in self.replaced), None)
         return RowOutcome(change.memory_id, outcome, self.nodes[change.memory_id].memory.version, replaced, outlived)
 
     def _outlived(self, old: Node | None, change: MemoryChange, store: str) -> bool:

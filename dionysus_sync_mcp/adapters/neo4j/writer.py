@@ -6,7 +6,7 @@ from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.adapters.neo4j.errors import WHERE
 from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of, memory_parameters
 from dionysus_sync_mcp.domain.errors import LineageMoved
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome, StoreIdentity
+from dionysus_sync_mcp.engine.ports import RemoteBatch, Replaced, RowOutcome, StoreIdentity
 
 SCHEMA = (
     "memory_id_unique",
@@ -54,12 +54,17 @@ class Writer(Part):
             calls.append(Call("write_memories", memory_parameters(batch.changes, batch.identity.id)))
         calls.extend(_context(batch))
         values = await self._connection.write(calls, batch.seconds)
-        return sorted(RowOutcome(*outcome) for outcome in values[1]) if batch.changes else []
+        return sorted(map(_outcome, values[1])) if batch.changes else []
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """Keep the local table's definition (JSON text) with the store's node."""
         parameters = {"id": identity.id, "definition": definition}
         await self._connection.write([Call("note_definition", parameters)], self._limits.write_seconds)
+
+
+def _outcome(row: list[Any]) -> RowOutcome:
+    memory_id, outcome, version, replaced, outlived = row
+    return RowOutcome(memory_id, outcome, version, Replaced(*replaced) if replaced else None, outlived)
 
 
 def _store(batch: RemoteBatch) -> Call:
@@ -78,7 +83,7 @@ def _store(batch: RemoteBatch) -> Call:
 def _check_that_it_moved(noted: list[Any]) -> None:
     moved, held = noted
     if not moved:
-        raise LineageMoved(lineage_of(held), where=WHERE)
+        raise LineageMoved(where=WHERE, there=lineage_of(held))
 
 
 def _context(batch: RemoteBatch) -> list[Call]:

@@ -19,6 +19,8 @@ from dionysus_sync_mcp.domain.errors import Refused, SchemaMismatch
 from dionysus_sync_mcp.engine.ports import InstallStep, StoreIdentity
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from dionysus_sync_mcp.adapters.postgres.database import Connection
 
 
@@ -93,10 +95,7 @@ class Installer:
             SchemaMismatch: The bookkeeping is not installed.
         """
         async with self._database.connection() as connection:
-            record = await connection.fetchrow(self._database.sql["identity"])
-        if record is None:
-            raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
-        return StoreIdentity(record["id"], record["epoch"])
+            return identity_of(await connection.fetchrow(self._database.sql["identity"]))
 
     async def backfill_once(self, limit: int) -> int:
         """Queue at most `limit` rows that are pending and have no queue entry, or park them; how many were."""
@@ -163,3 +162,14 @@ class Installer:
             triggers=frozenset(r["name"] for r in await connection.fetch(sql["inspect_triggers"], schema)),
             indexes=frozenset(r["name"] for r in await connection.fetch(sql["inspect_indexes"], schema)),
         )
+
+
+def identity_of(record: "asyncpg.Record | None") -> StoreIdentity:
+    """The store's identity in a record.
+
+    Raises:
+        SchemaMismatch: The bookkeeping has lost it.
+    """
+    if record is None:
+        raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
+    return StoreIdentity(record["id"], record["epoch"], record["generation"], record["lineage"])

@@ -3,14 +3,17 @@
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncpg import exceptions as pg
 
 from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words, users_path
-from dionysus_sync_mcp.adapters.postgres.line import idle_limit
+from dionysus_sync_mcp.adapters.postgres.installer import identity_of
+from dionysus_sync_mcp.adapters.postgres.line import WHERE, idle_limit
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
-from dionysus_sync_mcp.domain.errors import DionysusError, Refused, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS, retry_delay
+from dionysus_sync_mcp.domain.context import broken_row
+from dionysus_sync_mcp.domain.errors import DionysusError, LineageMoved, Refused, Unavailable
 from dionysus_sync_mcp.domain.memory import Version, properties_of
 from dionysus_sync_mcp.engine.ports import (
     Conflict,
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
     from dionysus_sync_mcp.adapters.postgres.database import Connection
 
+# The capture starts again at 1 from half of this; what is higher leaves no room to count on.
+HIGHEST_VERSION = 2_000_000_000
 COLUMN_OF = {
     "content": "content",
     "memory_type": "memory_type",
@@ -54,12 +59,25 @@ class PostgresOutbox:
             if not await connection.fetchval(sql["try_push_lock"], idle_limit(seconds)):
                 yield None
                 return
-            identity = await connection.fetchrow(sql["identity"])
-            if identity is None:
-                raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
+            store = identity_of(await connection.fetchrow(sql["lock_identity"]))
             records = await connection.fetch(sql["claim_entries"], rows, size)
-            store = StoreIdentity(identity["id"], identity["epoch"])
             yield PostgresClaim(connection, sql, store, [_entry(r) for r in records])
+
+    async def identity(self) -> StoreIdentity:
+        """See `Outbox.identity`."""
+        async with self._database.connection() as connection:
+            return identity_of(await connection.fetchrow(self._database.sql["identity"]))
+
+    async def retry_parked_once(self, limit: int, *, due_only: bool) -> int:
+        """See `Outbox.retry_parked_once`."""
+        sql = self._database.sql
+        async with self._database.transaction() as connection:
+            records = await connection.fetch(sql["retry_parked"], limit, due_only, MOST_REFUSALS)
+            if records:
+                ids = sorted({r["id"] for r in records if r["id"]})
+                event = SyncEvent("local_to_remote", "queued", len(records), ids, "parked entries are tried again")
+                await note_event(connection, sql, event)
+        return len(records)
 
     async def anything_queued(self) -> bool:
         """Whether there is anything to push; cheap, for the worker's poll."""
@@ -103,11 +121,17 @@ class PostgresClaim:
         with _despite_the_table():
             async with self._connection.transaction():
                 records = await self._connection.fetch(self._sql["live_versions"], memory_ids)
-        return {r["id"]: LiveVersion(r["version"], r["content"] or "") for r in records}
+        return {r["id"]: LiveVersion(r["version"], r["content"] or "", r["confirmed"]) for r in records}
+
+    async def has_entry(self, entry_id: str) -> bool:
+        """See `Claim.has_entry`."""
+        claimed = any(entry.id == entry_id for entry in self.entries)
+        return claimed or bool(await self._connection.fetchval(self._sql["has_entry"], entry_id))
 
     async def settle(self, settlement: Settlement) -> None:
         """See `Claim.settle`. The user's table may be gone, or refuse a change: that never stops the queue."""
         execute, sql = self._connection.execute, self._sql
+        await self._move(settlement)
         await execute(sql["mark_engine"])
         counted_on = [stamp for stamp in settlement.stamps if stamp.version > stamp.captured]
         waiting = await self._carry_on(counted_on)
@@ -116,13 +140,42 @@ class PostgresClaim:
         parked = [*settlement.parked, *unchanged]
         left = kept | {p.seq for p in parked}
         await execute(sql["acknowledge"], [seq for seq in settlement.acknowledged if seq not in left])
-        await execute(sql["park"], [p.seq for p in parked], [p.error for p in parked])
+        await self._park(parked)
+        await self._note_confirmed(settlement)
         await self._note_conflicts([c for c in settlement.conflicts if c.memory_id not in held])
         if settlement.event:
             await note_event(self._connection, sql, settlement.event)
         failed = {p.seq for p in parked}
         others = [stamp for stamp in settlement.stamps if stamp.version <= stamp.captured]
         await self._stamp(others, [e.memory_id for e in self.entries if e.seq in failed])
+
+    async def _move(self, settlement: Settlement) -> None:
+        """First of all: a process that was overtaken while it was paused changes nothing."""
+        if not settlement.lineage:
+            return
+        old, new = self.identity.lineage, settlement.lineage
+        if not await self._connection.fetchval(self._sql["move_lineage"], old, new, settlement.compare):
+            raise LineageMoved(where=WHERE)
+
+    async def _park(self, parked: Sequence[Parking]) -> None:
+        if not parked:
+            return
+        refusals = {e.seq: e.refusals + 1 for e in self.entries}
+        delays = [retry_delay(refusals.get(p.seq, 1)) for p in parked]
+        await self._connection.execute(self._sql["park"], [p.seq for p in parked], [p.error for p in parked], delays)
+
+    async def _note_confirmed(self, settlement: Settlement) -> None:
+        """What this store has deleted for good, and what is parked of memories that have gone on."""
+        execute, sql = self._connection.execute, self._sql
+        live, deleted = settlement.stamps, settlement.deleted
+        if deleted:
+            await execute(sql["note_deletions"], [s.memory_id for s in deleted], [s.version for s in deleted])
+        if live:
+            await execute(sql["forget_deletions"], [s.memory_id for s in live])
+        last = self._last_seqs()
+        ids = [s.memory_id for s in (*live, *deleted) if s.memory_id in last]
+        if ids:
+            await execute(sql["supersede"], ids, [last[i] for i in ids])
 
     async def _carry_on(self, stamps: Sequence[Stamp]) -> list[Stamp]:
         """Rows count on from the number that they were sent by; those of which an entry has to wait until they can."""
@@ -159,7 +212,7 @@ class PostgresClaim:
 
     def _last_seqs(self) -> dict[str, int]:
         """Of each memory, the seq of the last entry that was sent."""
-        return {e.memory_id: e.seq for e in self.entries if e.memory_id and not e.broken}
+        return {e.memory_id: e.seq for e in self.entries if e.memory_id and e.entity == "memory" and not e.broken}
 
     async def _keep(self, waiting: Sequence[Stamp], held: set[str]) -> set[int]:
         """The newest entries of these memories wait: with what the remote confirmed, or as they are."""
@@ -172,19 +225,28 @@ class PostgresClaim:
 
     async def _change_rows(self, settlement: Settlement) -> tuple[set[str], list[Parking]]:
         """Rebase and pull: the memories whose row somebody holds, and the parked entries of those that refused."""
-        changed = {s.memory_id for s in settlement.rebased} | {m.id for m in settlement.pulled}
+        changed = sorted({s.memory_id for s in settlement.rebased} | {m.id for m in settlement.pulled})
+        held, reason = await self._change(settlement, changed)
+        if reason is None:
+            return held, []
+        if len(changed) == 1:
+            return set(), [Parking(e.seq, reason) for e in self.entries if e.memory_id == changed[0]]
+        alone = [await self._change_rows(_only(settlement, memory_id)) for memory_id in changed]
+        return set().union(*(ids for ids, _ in alone)), [p for _, parked in alone for p in parked]
+
+    async def _change(self, settlement: Settlement, changed: Sequence[str]) -> tuple[set[str], str | None]:
+        """The memories whose row somebody holds, or why nothing of it was done."""
         if not changed:
-            return set(), []
+            return set(), None
         try:
             async with self._connection.transaction():
                 async with users_path(self._connection, self._sql):
-                    free, held = await self._lock(sorted(changed))
+                    free, held = await self._lock(changed)
                 await self._rebase([s for s in settlement.rebased if s.memory_id in free])
                 await overwrite_rows(self._connection, self._sql, [m for m in settlement.pulled if m.id in free])
         except (pg.PostgresError, pg.InterfaceError, Refused) as error:
-            reason = _about_the_table(error).what
-            return set(), [Parking(e.seq, reason) for e in self.entries if e.memory_id in changed]
-        return held, []
+            return set(), _about_the_table(error).what
+        return held, None
 
     async def _rebase(self, rebased: Sequence[Stamp]) -> None:
         versions = [s.version for s in rebased]
@@ -221,6 +283,15 @@ class PostgresClaim:
         await self._connection.execute(self._sql["note_conflicts"], *map(list, columns))
 
 
+def _only(settlement: Settlement, memory_id: str) -> Settlement:
+    """The changes of rows that one memory needs."""
+    return Settlement(
+        acknowledged=(),
+        rebased=[s for s in settlement.rebased if s.memory_id == memory_id],
+        pulled=[m for m in settlement.pulled if m.id == memory_id],
+    )
+
+
 @contextmanager
 def _despite_the_table() -> Iterator[None]:
     """Goes on without what was to be done to the user's table when that is gone, of another shape, or refuses it."""
@@ -247,13 +318,32 @@ def _entry(record: "asyncpg.Record") -> QueueEntry:
         "memory_id": record["memory_id"],
         "base_version": record["base_version"],
         "waited": record["waited"],
+        "id": record["id"],
+        "refusals": record["retry_count"],
     }
-    if record["entity"] != "memory":
-        return QueueEntry(**common, payload=json.loads(record["rest"]))
     try:
+        if record["entity"] != "memory":
+            return QueueEntry(**common, payload=_row(record))
+        _check_numbers(record)
         return QueueEntry(**common, version=version_of(record))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         return QueueEntry(**common, broken=f"cannot be read: {error}")
+
+
+def _row(record: "asyncpg.Record") -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(record["rest"])
+    if fault := broken_row(record["entity"], row):
+        raise ValueError(fault)
+    return row
+
+
+def _check_numbers(record: "asyncpg.Record") -> None:
+    if any(not 0 <= (record[name] or 0) <= HIGHEST_VERSION for name in ("sync_version", "base_version")):
+        raise ValueError("a version out of bounds")
+    if record["sync_version"] == 0:
+        raise ValueError("a version of 0")
+    if record["image_id"] != record["memory_id"]:
+        raise ValueError("the row has another id than the entry")
 
 
 def version_of(record: "asyncpg.Record") -> Version:
