@@ -714,6 +714,12 @@ UPDATE dionysus_sync.store_identity SET epoch = gen_random_uuid()
 -- comparison_due --
 SELECT compare_since, gap_since FROM dionysus_sync.store_identity WHERE compare_since IS NOT NULL
 
+-- comparison_ages --
+-- Seconds since the last comparison, and since the last one of all ids, by this server's clock.
+SELECT extract(epoch FROM clock_timestamp() - max(finished_at))::float8 AS since_any,
+       extract(epoch FROM clock_timestamp() - max(finished_at) FILTER (WHERE kind <> 'quick'))::float8 AS since_full
+FROM dionysus_sync.verifications
+
 -- settle_due --
 -- $1 the `compare_since` that was read: a later one stays.
 UPDATE dionysus_sync.store_identity SET compare_since = NULL, gap_since = NULL WHERE compare_since = $1
@@ -745,7 +751,7 @@ WITH page AS MATERIALIZED (
     INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
     SELECT free.id, 'update', free.image, free.version, free.base FROM free
 )
-SELECT max(page.id::text) AS id FROM page
+SELECT max(page.id::text) AS id, (SELECT count(*) FROM free) AS queued FROM page
 
 -- queue_length --
 SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from dionysus_sync_mcp.domain.drift import Action, winner
+from dionysus_sync_mcp.domain.drift import Action, There, winner
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports import LocalMending, RemoteMending, RemoteReader, RemoteWriter, Restorer, Seen
@@ -84,14 +84,13 @@ class Mender:
 
     async def _as_seen(self, seen: Sequence[Seen]) -> list[RemoteMemory]:
         """The remote's memories, those that still stand where they stood."""
-        there = {one.memory_id: one.facts.there for one in seen if one.facts.there}
-        return [
-            memory
-            for memory in await self._reader.by_id(list(there))
-            if (held := there[memory.id])
-            and (memory.version, memory.content_hash, memory.deleted_at is not None)
-            == (held.version, held.content_hash, held.deleted)
-        ]
+        held = {one.memory_id: one.facts.there for one in seen if one.facts.there}
+        return [memory for memory in await self._reader.by_id(list(held)) if _is(memory, held[memory.id])]
+
+
+def _is(memory: RemoteMemory, there: There) -> bool:
+    deleted = memory.deleted_at is not None
+    return (memory.version, memory.content_hash, deleted) == (there.version, there.content_hash, there.deleted)
 
 
 async def _halving(step: Step, seen: Sequence[Seen], store: str) -> int:

@@ -567,6 +567,10 @@ class LocalComparison(Protocol):
 
     async def due(self) -> Due | None: ...
 
+    async def ages(self) -> tuple[float | None, float | None]:
+        """Seconds since any comparison, and since one of all ids, of whatever process; `None` for never."""
+        ...
+
     async def settle_due(self, due: Due) -> None:
         """That comparison is done; one that is due for a later reason stays due."""
         ...
@@ -603,8 +607,8 @@ class LocalMending(Protocol):
         """A person has decided what counts: this store goes on as a new one of the same id."""
         ...
 
-    async def send_all(self, after: str, limit: int) -> str | None:
-        """Queue a page of the rows above `after` that have nothing queued; the last id that was looked at."""
+    async def send_all(self, after: str, limit: int) -> tuple[str | None, int]:
+        """Queue a page of the rows above `after` that have nothing queued; the page's last id, and how many were."""
         ...
 
 

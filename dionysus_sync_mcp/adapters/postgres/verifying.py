@@ -84,6 +84,12 @@ class PostgresVerifying:
             found = await connection.fetchrow(self._database.sql["comparison_due"])
         return Due(found["compare_since"], found["gap_since"] is not None) if found else None
 
+    async def ages(self) -> tuple[float | None, float | None]:
+        """See `LocalComparison.ages`."""
+        async with self._database.connection() as connection:
+            found = await connection.fetchrow(self._database.sql["comparison_ages"])
+        return (found["since_any"], found["since_full"]) if found else (None, None)
+
     async def settle_due(self, due: Due) -> None:
         """See `LocalComparison.settle_due`."""
         async with self._database.connection() as connection:
@@ -145,11 +151,11 @@ class PostgresVerifying:
         async with self._database.connection() as connection:
             await connection.execute(self._database.sql["new_epoch"])
 
-    async def send_all(self, after: str, limit: int) -> str | None:
+    async def send_all(self, after: str, limit: int) -> tuple[str | None, int]:
         """See `LocalMending.send_all`. Rows that somebody holds are about to be captured anyway."""
         async with self._database.connection() as connection:
-            last: str | None = await connection.fetchval(self._database.sql["send_page"], after or None, limit)
-            return last
+            page = await connection.fetchrow(self._database.sql["send_page"], after or None, limit)
+        return (page["id"], page["queued"]) if page else (None, 0)
 
     async def _lock(self, connection: "Connection", seen: Sequence[Seen], *, waiting_too: bool = False) -> list[str]:
         """Lock the rows that are still as they were seen; their ids."""
