@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import psutil
 from anyio.abc import Process
 
 from tests.faults.failpoints import Step, reached, steps_of
+from tests.faults.proxy import Proxy
 from tests.integration.stores import plain_client
 from tests.server.wire import Wire
 from tests.services.local_store import NOBODY
@@ -43,6 +44,18 @@ class Stores:
     home: Path
     ollama_url: str = NOBODY
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    def through(self, *, local: Proxy | None = None, remote: Proxy | None = None) -> "Stores":
+        """The same stores, with proxies before them."""
+        return replace(
+            self,
+            database_url=local.through(self.database_url) if local else self.database_url,
+            neo4j_uri=remote.through(self.neo4j_uri) if remote else self.neo4j_uri,
+        )
+
+    def with_settings(self, **settings: str) -> "Stores":
+        """The same stores, and further environment variables."""
+        return replace(self, settings={**self.settings, **settings})
 
     @property
     def environment(self) -> dict[str, str]:

@@ -14,6 +14,8 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import anyio
 from anyio.abc import TaskGroup
 
+from dionysus_sync_mcp.engine.tasks import first_error
+
 HOST = "127.0.0.1"
 CHUNK = 65536
 UPSTREAM_SECONDS = 5.0
@@ -258,19 +260,20 @@ async def open_proxy(url: str) -> AsyncIterator[Proxy]:
     """A proxy in front of the server of that URL (`postgresql:` or `bolt:`; a `host=` may be a socket's folder).
 
     Example:
-        async with open_proxy(neo4j_uri) as proxy, worker(stores(neo4j_uri=proxy.through(neo4j_uri))):
+        async with open_proxy(stores.neo4j_uri) as proxy, worker(stores.through(remote=proxy)) as program:
             await proxy.refuse()
             ...
             await proxy.heal()
             assert proxy.engaged["refuse"]
     """
-    async with anyio.create_task_group() as tasks:
-        proxy = Proxy(upstream_of(url), tasks)
-        try:
-            yield proxy
-        finally:
-            proxy.close()
-            tasks.cancel_scope.cancel()
+    with first_error():
+        async with anyio.create_task_group() as tasks:
+            proxy = Proxy(upstream_of(url), tasks)
+            try:
+                yield proxy
+            finally:
+                proxy.close()
+                tasks.cancel_scope.cancel()
 
 
 def upstream_of(url: str) -> Upstream:

@@ -1,12 +1,13 @@
 """Servers of a test's own, which can be stopped, killed, frozen and started again on the same port and data."""
 
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 from urllib.parse import quote
 
@@ -27,9 +28,6 @@ from tests.services.embedded import _fetching_alone
 
 GONE_SECONDS = 20.0
 FIRST_PASSWORD = "neo4j"  # noqa: S105 - the one that every new Neo4j has
-# Of a PostgreSQL on a small disk, whose write-ahead log would otherwise be what fills it.
-SMALLEST_LOG = {"min_wal_size": "32MB", "max_wal_size": "64MB"}
-
 Own = TypeVar("Own", bound="OwnServer")
 
 
@@ -156,12 +154,14 @@ class TcpPostgres(PostgresServer):
 
     Args:
         settings: Further server settings.
+        log_aside: Whether its write-ahead log lies outside its data folder.
     """
 
-    def __init__(self, home: Home, port: int, settings: Mapping[str, str]) -> None:
+    def __init__(self, home: Home, port: int, settings: Mapping[str, str], *, log_aside: bool) -> None:
         super().__init__(home)
         self.port = port
         self._settings = settings
+        self._changes = home.root / "changes" if log_aside else None
 
     def ask_for_passwords(self) -> None:
         """Of TCP connections, from the next reading of the configuration on."""
@@ -188,6 +188,18 @@ class TcpPostgres(PostgresServer):
         }
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         return spawn([str(programs / "postgres"), "-D", str(self._pgdata), *words], self._log, self.folder, account)
+
+    def _create_cluster(self, programs: Path, account: dict[str, Any]) -> None:
+        if self._changes is None:
+            super()._create_cluster(programs, account)
+            return
+        _fresh(self._changes)
+        self._changes.mkdir(mode=0o700)
+        if account:
+            os.chown(self._changes, account["user"], account["group"])
+        aside = (*postgres_server.INITDB, f"--waldir={self._changes}")
+        with mock.patch.object(postgres_server, "INITDB", aside):
+            super()._create_cluster(programs, account)
 
 
 class AskingNeo4j(Neo4jServer):
@@ -228,14 +240,18 @@ class AskingNeo4j(Neo4jServer):
 
 
 @asynccontextmanager
-async def own_postgres(home: Path, settings: Mapping[str, str] | None = None) -> AsyncIterator[OwnPostgres]:
+async def own_postgres(
+    home: Path, settings: Mapping[str, str] | None = None, *, log_aside: bool = False
+) -> AsyncIterator[OwnPostgres]:
     """A fresh PostgreSQL, running.
 
     Args:
         home: A folder that was claimed (`tests.services.embedded.claimed_home`); what is in `data` is removed.
         settings: Further server settings, such as `{"max_connections": "10"}`.
+        log_aside: Whether its write-ahead log lies outside its data folder. On a disk that is full, PostgreSQL refuses a
+            write for which a table would have to grow; it ends itself if its log cannot.
     """
-    server = TcpPostgres(Home.at(home), any_free_port(), settings or {})
+    server = TcpPostgres(Home.at(home), any_free_port(), settings or {}, log_aside=log_aside)
     async with _running(OwnPostgres(server), server, home) as running:
         yield running
 
@@ -265,6 +281,21 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """The disk of that folder has no room left, until the end of the context."""
+    filler = folder / "filler"
+    block = bytes(1 << 20)
+    try:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(block) == len(block):
+                pass
+        assert shutil.disk_usage(folder).free < len(block)
+        yield
+    finally:
+        filler.unlink()
 
 
 @asynccontextmanager

@@ -159,7 +159,7 @@ async def test_the_reply_to_the_one_that_matters_is_dropped_once() -> None:
     [
         (Slowness(latency=0.1), 0.2),
         (Slowness(bytes_per_second=10_000), 0.2),
-        (Slowness(slice_bytes=100, slice_pause=0.01), 0.2),
+        (Slowness(slice_bytes=100, slice_pause=0.01), 0.1),
     ],
     ids=["latency", "bandwidth", "slices"],
 )
