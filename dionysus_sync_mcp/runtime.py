@@ -21,14 +21,18 @@ from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
 from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
+from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
 from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_file_path
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
 from dionysus_sync_mcp.adapters.webhook import Webhook
-from dionysus_sync_mcp.domain.errors import EmbeddedError, InputError, Starting
+from dionysus_sync_mcp.domain.drift import Side
+from dionysus_sync_mcp.domain.errors import EmbeddedError, Starting
 from dionysus_sync_mcp.domain.session import project_name
 from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
 from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
+from dionysus_sync_mcp.engine.compare import Comparer, Kind
 from dionysus_sync_mcp.engine.guard import Guard
+from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports import Scope
 from dionysus_sync_mcp.engine.pruning import prune_once
 from dionysus_sync_mcp.engine.push import Pusher
@@ -57,6 +61,7 @@ from dionysus_sync_mcp.engine.sessions import (
 from dionysus_sync_mcp.engine.status import StatusReader
 from dionysus_sync_mcp.engine.sync import Syncer, Wanted
 from dionysus_sync_mcp.engine.tasks import first_error
+from dionysus_sync_mcp.engine.verify import LIMIT, Verifier
 from dionysus_sync_mcp.engine.worker import Job, Worker
 from dionysus_sync_mcp.settings import EMBEDDED, Settings
 
@@ -180,6 +185,7 @@ class Runtime:
         self.guard = Guard(self.installer, self.remote, self.remote, may_initialise=self.addresses[0].embedded)
         self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
         restorer = PostgresRestorer(self.database, self.installer)
+        self._verifier = self._build_verifier(restorer, settings.dionysus_verify_seconds)
         refiller = Refiller(self.reading, self.remote, restorer, self.guard)
         self._syncer = Syncer(
             (self.database, self.remote),
@@ -189,7 +195,7 @@ class Runtime:
             self.embedder,
             refill=refiller.refill_once,
             shortcomings=self._status.shortcomings,
-            rebuild=refiller.refill_once,
+            rebuild=self._verifier.rebuild_once,
             check=self._compare,
         )
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
@@ -206,11 +212,25 @@ class Runtime:
         )
         self._working = False
 
+    def _build_verifier(self, restorer: PostgresRestorer, seconds: float) -> Verifier:
+        verifying = PostgresVerifying(self.database, self.installer)
+        return Verifier(
+            Comparer(verifying, self.remote),
+            Mender(verifying, self.remote, self.remote, self.remote, restorer),
+            verifying,
+            verifying,
+            self.remote,
+            self.installer,
+            alert=lambda alerts: self.alerter.raise_alerts(alerts),
+            seconds=seconds,
+        )
+
     def _jobs(self, settings: Settings) -> list[Job]:
         url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
         self.alerter = Alerter(self.alerts, Webhook(url, token) if url else None, settings.dionysus_project)
         watch = AlertWatch(self.alerter, self.reading, self._status.standing)
-        jobs = [Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
+        check = Job("check", self._verifier.check_once)
+        jobs = [check, Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
         return [*jobs, Job("alerts", self.alerter.deliver_once)] if url else jobs
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
@@ -232,6 +252,21 @@ class Runtime:
         """Push and embed all that waits, and what else is asked for; see `engine.sync`."""
         wanted = Wanted(embed=embed, retry_parked=retry_parked, rebuild=rebuild, verify=verify)
         return await self._syncer.sync(wanted, timeout=timeout, on_progress=on_progress)
+
+    async def verify(
+        self,
+        kind: Kind = "full",
+        *,
+        repair: bool = False,
+        limit: int = LIMIT,
+        prefer: Side | None = None,
+        dry_run: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> VerifyReport:
+        """Compare both stores, and mend what differs where that is asked for; see `engine.verify`."""
+        return await self._verifier.verify_once(
+            kind, repair=repair, limit=limit, prefer=prefer, dry_run=dry_run, on_progress=on_progress
+        )
 
     async def plan_recovery(
         self, scope: Scope, *, include_deleted: bool = False, on_progress: OnProgress | None = None
@@ -348,7 +383,7 @@ class Runtime:
         )
 
     async def _compare(self) -> VerifyReport:
-        raise InputError("both stores cannot be compared yet", where="verify")
+        return await self._verifier.verify_once("full")
 
     async def _save_session(self) -> None:
         if self._session:

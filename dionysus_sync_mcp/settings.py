@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     dionysus_neo4j_version: Neo4jVersion = Field(default="5.26.31", description="Version of the embedded Neo4j.")
     dionysus_embedding_dimensions: int = Field(default=768, ge=1, le=4096)
     dionysus_poll_ms: int = Field(default=150, ge=10, le=60_000, description="Pause between two looks at the queue.")
+    dionysus_verify_seconds: float = Field(
+        default=300, ge=0, description="Pause between two comparisons of both stores; 0: none unless one is called for."
+    )
     dionysus_batch_rows: int = Field(default=1000, ge=1, le=10_000)
     dionysus_batch_bytes: int = Field(default=4_000_000, ge=10_000)
     dionysus_fulltext_analyzer: str = "english"

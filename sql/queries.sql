@@ -541,14 +541,14 @@ ON CONFLICT (id) DO NOTHING
 INSERT INTO dionysus_sync.recoveries (report) VALUES ($1::jsonb)
 
 -- local_state --
--- What needs no table of the user's. Beyond 100,000 entries the queue is not counted but bounded from above by its numbers:
+-- What needs no table of the user's. $1: an entry that was refused so often failed for good. Beyond 100,000 entries the queue is not counted but bounded from above by its numbers:
 -- counting a million that were just written takes longer than a status may.
 WITH head AS MATERIALIZED (
     SELECT seq, created_at FROM dionysus_sync.sync_queue WHERE parked_at IS NULL ORDER BY seq LIMIT 100001
 ), counted AS (
     SELECT count(*) AS entries, coalesce(max(seq), 0) AS last FROM head
 ), parked AS MATERIALIZED (
-    SELECT parked_at, retry_count >= 10 AS failed, last_error
+    SELECT parked_at, retry_count >= $1 AS failed, last_error
     FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL AND superseded_at IS NULL
 )
 SELECT to_regclass(:'memories') IS NOT NULL AS table_present,
@@ -588,7 +588,9 @@ FROM (
 -- last_check --
 SELECT last.finished_at, last.kind::text AS kind, last.result::text AS result,
        (SELECT coalesce(sum(found.count::integer), 0)
-        FROM jsonb_each_text(coalesce(last.report -> 'counts', '{}')) AS found (class, count)) AS differences
+        FROM jsonb_each_text(coalesce(last.report -> 'counts', '{}')) AS found (class, count))
+       - (SELECT coalesce(sum(mended.count::integer), 0)
+          FROM jsonb_each_text(coalesce(last.report -> 'repaired', '{}')) AS mended (class, count)) AS differences
 FROM dionysus_sync.verifications AS last
 ORDER BY last.finished_at DESC LIMIT 1
 
