@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
 from dionysus_sync_mcp.engine.ports import (
     Activity,
@@ -51,7 +52,7 @@ class PostgresReading:
         sql = self._database.sql
         captured = await self._installer.capture_installed()
         async with self._database.connection() as connection:
-            state = await connection.fetchrow(sql["local_state"])
+            state = await connection.fetchrow(sql["local_state"], MOST_REFUSALS)
             present = state is not None and state["table_present"]
             memories = await connection.fetchval(sql["count_memories"]) if present else 0
         return _state(state, memories, captured) if state is not None else NOT_INITIALISED
