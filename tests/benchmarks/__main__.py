@@ -4,12 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 from rich.console import Console
 from rich.markdown import Markdown
 
+from dionysus_sync_mcp.settings import Neo4jVersion
 from tests.benchmarks import backlog, capture, drain, latency, recover, start, together
 from tests.benchmarks.machine import machine
 from tests.benchmarks.results import Section, json_text, merged_entries, merged_markdown
@@ -24,9 +26,9 @@ BENCHMARKS: Mapping[str, Callable[[Stores], Awaitable[Section]]] = {
     "drain": drain.benchmark,
     "recover": recover.benchmark,
     "together": together.benchmark,
-    # Last: what it leaves in the servers' caches and logs is of another size.
     "backlog": backlog.benchmark,
 }
+NEO4J: Neo4jVersion = "5.26.31"
 FOLDER = Path(__file__).parent
 CONSOLE = Console(stderr=True)
 
@@ -43,11 +45,12 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _measure_and_write(names: Sequence[str]) -> None:
     async with open_servers(os.environ, CONSOLE.print) as servers:
-        server_url, neo4j_uri = await servers.postgres(), await servers.neo4j("5.26.31")
+        server_url, neo4j_uri = await servers.postgres(), await servers.neo4j(NEO4J)
         where = await machine(server_url, neo4j_uri)
         async with postgres.template_database(server_url, postgres.install_local_store) as template:
+            stores = Stores(template, neo4j_uri, CONSOLE.print, partial(servers.throwaway_neo4j, NEO4J))
             for name in names:
-                section = await BENCHMARKS[name](Stores(template, neo4j_uri, CONSOLE.print))
+                section = await BENCHMARKS[name](stores)
                 _write(section, where)
 
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,13 @@ class Stores:
 
     Attributes:
         template: A database that is an empty local store, to be copied.
+        throwaway_neo4j: A Neo4j for a mass of data, by its URI; empty, and gone afterwards.
     """
 
     template: str
     neo4j_uri: str
     say: Callable[[str], None]
+    throwaway_neo4j: Callable[[], AbstractAsyncContextManager[str]]
 
     @asynccontextmanager
     async def local(self) -> AsyncIterator[str]:

@@ -1,14 +1,16 @@
 """PostgreSQL and Neo4j as the program itself runs them, each run of the tests with data of its own."""
 
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import anyio
 from fasteners import InterProcessLock
 
 from dionysus_sync_mcp.domain.errors import EmbeddedError
-from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire
+from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, down
 from dionysus_sync_mcp.settings import Neo4jVersion
 from tests.services import postgres
 from tests.services.choice import SourceAbsentError
@@ -60,6 +62,21 @@ async def embedded_neo4j(home: Path, version: Neo4jVersion, say: Callable[[str],
     """The Neo4j of that version in that home folder, yielded by its URI."""
     async with _leased(home, "neo4j", version, say) as lease:
         yield str(lease.neo4j_uri)
+
+
+@asynccontextmanager
+async def throwaway_neo4j(cache: Path, version: Neo4jVersion, say: Callable[[str], None]) -> AsyncIterator[str]:
+    """A Neo4j of that version in a home folder of its own, yielded by its URI; its data is gone afterwards."""
+    # What is left of files that the keeper was writing when it was ended is not worth an error.
+    with tempfile.TemporaryDirectory(prefix="throwaway-", dir=cache, ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        _share_programs(cache, home)
+        try:
+            async with embedded_neo4j(home, version, say) as uri:
+                yield uri
+        finally:
+            with anyio.CancelScope(shield=True):
+                await down(home)
 
 
 @asynccontextmanager

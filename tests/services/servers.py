@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dionysus_sync_mcp.settings import Neo4jVersion
-from tests.services import docker, embedded
+from tests.services import docker, embedded, neo4j
 from tests.services.cache import cache_folder
 from tests.services.choice import ServerAbsentError, Service, SourceAbsentError
 from tests.services.ollama import ollama, planned_binary
@@ -50,6 +50,29 @@ class Servers:
         sources = [lambda: docker.neo4j_container(version), lambda: self._embedded_neo4j(version)]
         return await self._address("neo4j", NEO4J_VARIABLES[version], sources)
 
+    @asynccontextmanager
+    async def throwaway_neo4j(self, version: Neo4jVersion) -> AsyncIterator[str]:
+        """The Bolt URI of one for more data than can be removed in passing: its data goes with it.
+
+        One that is given by the environment is emptied instead, before and after, however long that takes.
+
+        Raises:
+            ServerAbsentError: There is none.
+        """
+        given = self._environment.get(NEO4J_VARIABLES[version])
+        if given:
+            await neo4j.empty(given)
+            yield given
+            await neo4j.empty(given)
+            return
+        cache = cache_folder(self._environment)
+        sources = [
+            lambda: docker.neo4j_container(version),
+            lambda: embedded.throwaway_neo4j(cache, version, self._say),
+        ]
+        async with AsyncExitStack() as stack:
+            yield await _first_that_works(stack, "neo4j", sources)
+
     async def ollama(self) -> str:
         """The URL of an Ollama that has the model `nomic-embed-text`.
 
@@ -74,17 +97,18 @@ class Servers:
     async def _address(self, service: Service, variable: str, sources: Sequence[Source]) -> str:
         if variable not in self._addresses:
             given = self._environment.get(variable)
-            self._addresses[variable] = given or await self._first_that_works(service, sources)
+            self._addresses[variable] = given or await _first_that_works(self._stack, service, sources)
         return self._addresses[variable]
 
-    async def _first_that_works(self, service: Service, sources: Sequence[Source]) -> str:
-        reasons = []
-        for source in sources:
-            try:
-                return await self._stack.enter_async_context(source())
-            except SourceAbsentError as error:
-                reasons.append(str(error))
-        raise ServerAbsentError(service, reasons)
+
+async def _first_that_works(stack: AsyncExitStack, service: Service, sources: Sequence[Source]) -> str:
+    reasons = []
+    for source in sources:
+        try:
+            return await stack.enter_async_context(source())
+        except SourceAbsentError as error:
+            reasons.append(str(error))
+    raise ServerAbsentError(service, reasons)
 
 
 @asynccontextmanager
