@@ -18,12 +18,13 @@ from dionysus_sync_mcp.domain.errors import DionysusError, InputError
 from dionysus_sync_mcp.engine.ports import Filters, Scope
 from dionysus_sync_mcp.engine.query import MOST_ITEMS, QueryRequest
 from dionysus_sync_mcp.engine.sessions import MOST_LISTED
+from dionysus_sync_mcp.engine.verify import LIMIT
 from dionysus_sync_mcp.settings import Settings
 
 if TYPE_CHECKING:
     from dionysus_sync_mcp.demo import DemoReport
     from dionysus_sync_mcp.embedded.services import EmbeddedStatus
-    from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport, SessionReport, SyncReport
+    from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport, SessionReport, SyncReport, VerifyReport
     from dionysus_sync_mcp.runtime import Runtime
 
 DISTRIBUTION = "dionysus-sync-mcp"
@@ -63,6 +64,13 @@ class MemoryType(StrEnum):
     SEMANTIC = "semantic"
     PROCEDURAL = "procedural"
     STRATEGIC = "strategic"
+
+
+class Preferred(StrEnum):
+    """The sides; typer takes no list of a `Literal`."""
+
+    REMOTE = "remote"
+    LOCAL = "local"
 
 
 class WorkerEnd(BaseModel):
@@ -266,6 +274,57 @@ def recover(
     if not as_json and complete is not None:
         output.show_recovery(cast("RecoveryReport", report))
     _exit_unless(complete is not False)
+
+
+@app.command()
+def verify(
+    *,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also make every hash anew from its content, and look at the history.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Say what a repair would do; with --yes, do it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Carry the repair out.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Repair at most so many memories of each class.")] = LIMIT,
+    prefer: Annotated[
+        Preferred | None,
+        typer.Option(help="For a database that was restored from an old backup: the side that counts."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare both stores, memory by memory, and mend what differs. Exits with 1 if a difference is left.
+
+    Without --repair it only looks, and with --repair alone it says what it would do. A repair removes nothing: what it
+    overwrites on either side stays in the remote store's history. Changes that wait to be pushed are no difference.
+
+    After a restore from an old backup pushes stop until somebody says which side counts: --prefer remote takes over
+    the newer memories of the remote store, --prefer local keeps what is here.
+
+    Example: dionysus-sync-mcp verify
+
+    Example: dionysus-sync-mcp verify --deep --repair --yes
+
+    Example: dionysus-sync-mcp verify --repair --prefer remote --yes
+    """
+    if (yes or prefer) and not repair:
+        raise typer.BadParameter("--yes and --prefer say how to repair: give --repair too.")
+
+    async def work(runtime: "Runtime") -> "VerifyReport":
+        with output.progress() as on_progress:
+            return await runtime.verify(
+                "deep" if deep else "full",
+                repair=repair,
+                limit=limit,
+                prefer=prefer.value if prefer else None,
+                dry_run=not yes,
+                on_progress=on_progress,
+            )
+
+    report = run(work, as_json=as_json, remote=True)
+    if as_json:
+        output.show_json(report)
+    else:
+        output.show_verify(report)
+    _exit_unless(report.result == "clean")
 
 
 def _ask(*, yes: bool) -> None:

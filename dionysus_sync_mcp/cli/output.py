@@ -26,6 +26,7 @@ from dionysus_sync_mcp.engine.reports import (
     SessionReport,
     StatusReport,
     SyncReport,
+    VerifyReport,
 )
 
 if TYPE_CHECKING:
@@ -265,6 +266,24 @@ def show_recovery(report: RecoveryReport) -> None:
     )
     for example in (*report.refused, *report.invalid):
         console.print(Text(f"{example.memory_id}: {line(example.reason or '', WIDEST)}"))
+    _next(console, report.next_step)
+
+
+def show_verify(report: VerifyReport) -> None:
+    """Differences by class, with examples, and what is or would be done about each."""
+    console = stdout_console()
+    _warn(console, report.warnings)
+    if report.counts:
+        table = Table("difference", "memories", "mended", "what a repair does", "for example")
+        for name, count in report.counts.items():
+            shown = "; ".join(line(example.excerpt, 40) for example in report.examples.get(name, [])[:2])
+            mended = "" if report.dry_run else str(report.repaired.get(name, 0))
+            table.add_row(name.replace("_", " "), str(count), mended, report.actions.get(name, ""), Text(shown))
+        console.print(table)
+    console.print(
+        f"{report.result}: {report.local_memories} memories here, {report.remote_memories} there, "
+        f"{report.left_out} left out ({report.kind}, {report.duration_ms / 1000:.1f} s)"
+    )
     _next(console, report.next_step)
 
 

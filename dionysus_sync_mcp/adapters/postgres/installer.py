@@ -43,13 +43,19 @@ class Installer:
             return await self._missing(connection)
 
     async def install(self) -> tuple[list[InstallStep], bool]:
-        """Carry out the steps that are left, in one transaction; returns them as `missing_steps` does."""
+        """Carry out the steps that are left, in one transaction; returns them as `missing_steps` does.
+
+        Where the capture was installed before, changes may have gone by it: a full comparison is then due.
+        """
         sql = self._database.sql
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["lock_migrations"])
             await connection.execute(sql["short_lock_wait"])
+            before = await connection.fetchval(sql["has_migrations"])
             steps, adopted = await self._missing(connection)
             await self._carry_out(connection, steps)
+            if before and steps:
+                await connection.execute(sql["note_gap"])
         return steps, adopted
 
     async def rebuild(self, definition: str | None) -> bool:
