@@ -107,6 +107,7 @@ class Pusher:
         Raises:
             Unavailable: A store is away, or another process has pushed meanwhile; the entries stay as they were.
             TimedOut: The same; the next batch is smaller, and may take longer.
+            RemoteDamaged: The remote store has to be repaired first.
             StoreRolledBack: This database is older than what it has pushed: nothing is, until somebody has decided.
         """
         started = time.monotonic()
@@ -166,6 +167,8 @@ class Pusher:
             settlement, outcomes = await self._apply(claim, move)
         except LineageMoved as moved:
             compare = await self._accept(claim, moved.there)
+            self._prepared = False
+            await self._prepare_remote()
             found = (moved.there.last.lineage if moved.there else "",)
             settlement, outcomes = await self._apply(claim, move._replace(accepted=found))
         return replace(settlement, lineage=move.to, compare=compare), outcomes

@@ -12,6 +12,7 @@ from dionysus_sync_mcp.domain.errors import (
     DionysusError,
     OutcomeUnknown,
     Refused,
+    RemoteDamaged,
     TooLarge,
     Unavailable,
 )
@@ -62,6 +63,9 @@ BY_CODE: dict[str, type[DionysusError]] = {
     "Neo.ClientError.Statement.SyntaxError": AccessRefused,
     "Neo.ClientError.Statement.ArgumentError": Refused,
     "Neo.ClientError.Schema.ConstraintValidationFailed": Refused,
+    "Neo.DatabaseError.Schema.ConstraintCreationFailed": RemoteDamaged,
+    "Neo.ClientError.Schema.IndexAlreadyExists": RemoteDamaged,
+    "Neo.ClientError.Schema.IndexWithNameAlreadyExists": RemoteDamaged,
     "Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration": Unavailable,
     "Neo.TransientError.Transaction.DeadlockDetected": Unavailable,
     "Neo.TransientError.General.MemoryPoolOutOfMemoryError": TooLarge,

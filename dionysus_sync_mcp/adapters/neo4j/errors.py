@@ -13,20 +13,33 @@ from neo4j.exceptions import (
     TransientError,
 )
 
-from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, OutcomeUnknown, Refused, TooLarge, Unavailable
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DionysusError,
+    OutcomeUnknown,
+    Refused,
+    RemoteDamaged,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
 
 WHERE = "neo4j"
 LONGEST_MESSAGE = 300
 _REACH = "Check that Neo4j runs and that NEO4J_URI reaches it; the work is kept and tried again."
+SMALLER = "A smaller part of the work is tried next."
 _ACT = "Check NEO4J_USER, NEO4J_PASSWORD, NEO4J_DATABASE and NEO4J_URI, and the rights of that user."
+_REPAIR = "Run 'dionysus-sync-mcp verify --repair' to see how to mend it."
 _UNSUPPORTED = "Use Neo4j 5.26 or newer."
 
 # Neo4j reports these as transient, but the same transaction would run out of memory again: only a smaller one helps.
 _OUT_OF_MEMORY = ("MemoryPoolOutOfMemoryError", "OutOfMemoryError", "TransactionMemoryLimit", "StackOverFlowError")
-# Not about the rows that were sent: parking them would be wrong.
-_NOT_ABOUT_ROWS = {
+_OUT_OF_TIME = {
     "Neo.ClientError.Transaction.TransactionTimedOut",
     "Neo.ClientError.Transaction.TransactionTimedOutClientConfiguration",
+}
+# Not about the rows that were sent: parking them would be wrong.
+_NOT_ABOUT_ROWS = {
     "Neo.ClientError.Transaction.TransactionTerminated",
     "Neo.ClientError.Transaction.LockClientStopped",
 }
@@ -40,6 +53,15 @@ _ILL = (
     "Neo.DatabaseError.General.SchemaCorruption",
     "Neo.DatabaseError.General.StorageDamage",
 )
+# Two nodes of one memory, or an index of the user's own, stand in the way of what every write relies on.
+_SCHEMA_IN_THE_WAY = {
+    "Neo.DatabaseError.Schema.ConstraintCreationFailed",
+    "Neo.DatabaseError.Schema.IndexCreationFailed",
+    "Neo.ClientError.Schema.ConstraintAlreadyExists",
+    "Neo.ClientError.Schema.ConstraintWithNameAlreadyExists",
+    "Neo.ClientError.Schema.IndexAlreadyExists",
+    "Neo.ClientError.Schema.IndexWithNameAlreadyExists",
+}
 _NEEDS_A_PERSON = (
     "Neo.ClientError.Security.",
     "Neo.ClientError.Database.",
@@ -77,6 +99,10 @@ def _from_server(error: Neo4jError) -> DionysusError:
         return AccessRefused(text, where=WHERE, hint=_UNSUPPORTED)
     if isinstance(error, AuthError | Forbidden) or code.startswith(_NEEDS_A_PERSON):
         return AccessRefused(text, where=WHERE, hint=_ACT)
+    if code in _SCHEMA_IN_THE_WAY:
+        return RemoteDamaged(text, where=WHERE, hint=_REPAIR)
+    if code in _OUT_OF_TIME:
+        return TimedOut(text, where=WHERE, hint=SMALLER)
     if isinstance(error, TransientError) or code in _NOT_ABOUT_ROWS or code.startswith(_ILL):
         return Unavailable(text, where=WHERE, hint=_REACH)
     return Refused(text, where=WHERE)
@@ -95,9 +121,11 @@ def our_errors() -> Iterator[None]:
 
     Raises:
         Unavailable: Not reached, or no answer within the deadline.
+        TimedOut: The server had not done it within the deadline that it was given.
         OutcomeUnknown: The connection was lost while a commit was under way.
         AccessRefused: Wrong password, missing right, unknown database or a server that is too old.
         TooLarge: More than the server's memory for one transaction.
+        RemoteDamaged: A constraint or an index cannot be created.
         Refused: Anything else that the server refuses.
     """
     try:
