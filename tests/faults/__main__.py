@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.plugin import FILE_VARIABLE, ONLY_VARIABLE
+from tests.faults.results import FILE_VARIABLE, ONLY_VARIABLE
 
 FOLDER = Path(__file__).parent
 

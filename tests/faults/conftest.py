@@ -38,21 +38,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-@pytest.fixture(scope="session", autouse=True)
-async def where_it_ran(servers: Servers, pytestconfig: pytest.Config, seed: int) -> None:
-    """Machine, versions, date and seed, for a run that writes results."""
+@pytest.fixture(scope="session")
+async def where_it_ran(servers: Servers, seed: int) -> str:
+    """Machine, versions, date and seed; looked up only for a run that writes results."""
     if results_file() is None:
-        return
+        return ""
     try:
         where = await machine(await servers.postgres(), await servers.neo4j("5.26.31"))
     except ServerAbsentError as absent:
         where = str(absent)
-    pytestconfig.stash[WHERE] = f"{where}; --hypothesis-seed={seed}"
+    return f"{where}; --hypothesis-seed={seed}"
 
 
 @pytest.fixture
-def scenario(request: pytest.FixtureRequest) -> Scenario:
+def scenario(request: pytest.FixtureRequest, where_it_ran: str) -> Scenario:
     """Where the test notes what its scenario came to; needs the mark `scenario(number, fault)`."""
+    request.config.stash[WHERE] = where_it_ran
     mark = request.node.get_closest_marker("scenario")
     made = Scenario(Run(mark.args[0], mark.args[1], "passed"))
     request.node.stash[SCENARIO] = made

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.oracle import Comparison
-from tests.faults.results import Run, entries_of, json_text, markdown, merged
+from tests.faults.results import FILE_VARIABLE, ONLY_VARIABLE, Run, entries_of, json_text, markdown, merged
 
-FILE_VARIABLE = "DIONYSUS_TEST_FAULT_RESULTS"
-ONLY_VARIABLE = "DIONYSUS_TEST_FAULT_ONLY"
 SOAK_FILE = "soak.json"
 WHERE: pytest.StashKey[str] = pytest.StashKey()
 SCENARIO: "pytest.StashKey[Scenario]" = pytest.StashKey()

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+# Where the results of a run go (without it there are none), and the numbers of the scenarios to run.
+FILE_VARIABLE = "DIONYSUS_TEST_FAULT_RESULTS"
+ONLY_VARIABLE = "DIONYSUS_TEST_FAULT_ONLY"
+
 Outcome = Literal["passed", "failed", "skipped"]
 WORST: tuple[Outcome, ...] = ("failed", "skipped", "passed")
 HEAD = (

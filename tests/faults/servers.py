@@ -248,8 +248,8 @@ async def own_postgres(
     Args:
         home: A folder that was claimed (`tests.services.embedded.claimed_home`); what is in `data` is removed.
         settings: Further server settings, such as `{"max_connections": "10"}`.
-        log_aside: Whether its write-ahead log lies outside its data folder. On a disk that is full, PostgreSQL refuses a
-            write for which a table would have to grow; it ends itself if its log cannot.
+        log_aside: Whether its write-ahead log lies outside its data folder. On a full disk, PostgreSQL refuses a write
+            for which a table would have to grow; it ends itself if its log cannot.
     """
     server = TcpPostgres(Home.at(home), any_free_port(), settings or {}, log_aside=log_aside)
     async with _running(OwnPostgres(server), server, home) as running:
