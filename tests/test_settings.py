@@ -65,6 +65,11 @@ def test_this_machine_and_encrypted_schemes_are_accepted(monkeypatch: pytest.Mon
         ("NEO4J_URI", f"bolt://me:{HIDDEN}\u2100@localhost"),
         ("OLLAMA_URL", f"http://me:{HIDDEN}\u2100@localhost"),
         ("OLLAMA_URL", f"http://me:{HIDDEN}@localhost:99999"),
+        ("DIONYSUS_ALERT_WEBHOOK_URL", f"ftp://localhost/{HIDDEN}"),
+        ("DIONYSUS_ALERT_WEBHOOK_URL", f"https:///{HIDDEN}"),
+        ("DIONYSUS_ALERT_WEBHOOK_URL", f"https://localhost:99999/?key={HIDDEN}"),
+        ("DIONYSUS_ALERT_WEBHOOK_URL", f"https://me:{HIDDEN}\u2100@localhost"),
+        ("DIONYSUS_ALERT_WEBHOOK_URL", f"http://hooks.example.org/{HIDDEN}"),
     ],
 )
 def test_a_refused_url_is_named_but_its_password_is_not(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -80,6 +85,30 @@ def test_settings_that_contradict_each_other_are_named(monkeypatch: pytest.Monke
     assert "NEO4J_PASSWORD" in said
     assert "NEO4J_URI" in said
     assert HIDDEN not in said
+
+
+def test_a_webhook_needs_the_key_that_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are named; the address, which may hold a secret in any part, is not shown."""
+    said = refused(monkeypatch, DIONYSUS_ALERT_WEBHOOK_URL=f"https://hooks.example.org/{HIDDEN}?key={HIDDEN}")
+    assert "DIONYSUS_ALERT_WEBHOOK_URL" in said
+    assert "MEMORY_WEBHOOK_TOKEN" in said
+    assert HIDDEN not in said
+    monkeypatch.setenv("MEMORY_WEBHOOK_TOKEN", "a key")
+    url = load_settings().dionysus_alert_webhook_url
+    assert url is not None
+    assert url.get_secret_value().endswith(f"?key={HIDDEN}")
+
+
+def test_a_plain_webhook_on_another_host_is_refused_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine it needs no permission."""
+    monkeypatch.setenv("MEMORY_WEBHOOK_TOKEN", "a key")
+    said = refused(monkeypatch, DIONYSUS_ALERT_WEBHOOK_URL="http://hooks.example.org/x")
+    assert "DIONYSUS_ALLOW_PLAINTEXT" in said
+    monkeypatch.setenv("DIONYSUS_ALERT_WEBHOOK_URL", "http://127.0.0.1:5678/x")
+    load_settings()
+    monkeypatch.setenv("DIONYSUS_ALERT_WEBHOOK_URL", "http://hooks.example.org/x")
+    monkeypatch.setenv("DIONYSUS_ALLOW_PLAINTEXT", "1")
+    load_settings()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +131,8 @@ def test_printed_settings_hide_their_secrets(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("NEO4J_URI", "bolt://localhost")
     monkeypatch.setenv("NEO4J_PASSWORD", HIDDEN)
     monkeypatch.setenv("OLLAMA_URL", f"http://me:{HIDDEN}@localhost:11434")
+    monkeypatch.setenv("DIONYSUS_ALERT_WEBHOOK_URL", f"https://me:{HIDDEN}@localhost/{HIDDEN}?key={HIDDEN}")
+    monkeypatch.setenv("MEMORY_WEBHOOK_TOKEN", HIDDEN)
     settings = load_settings()
     assert HIDDEN in settings.ollama_url
     assert HIDDEN not in repr(settings)

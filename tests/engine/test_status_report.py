@@ -8,9 +8,28 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
-from dionysus_sync_mcp.engine.ports import Activity, Health, LocalState, RemoteCounts, StoreIdentity
+from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
+from dionysus_sync_mcp.engine.ports import (
+    Activity,
+    Health,
+    LastCheck,
+    LocalState,
+    PastAlert,
+    RemoteCounts,
+    StoreIdentity,
+)
 from dionysus_sync_mcp.engine.reports import RemoteReport, WorkerReport
-from dionysus_sync_mcp.engine.status import PARKED, RECOVER, RECOVER_DELETED, REFILL, RUN_INIT, StatusReader, advise
+from dionysus_sync_mcp.engine.status import (
+    DECIDE,
+    PARKED,
+    RECOVER,
+    RECOVER_DELETED,
+    REFILL,
+    ROLLED_BACK,
+    RUN_INIT,
+    StatusReader,
+    advise,
+)
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_sync import Looked
 
@@ -60,6 +79,20 @@ class Local:
         await self.state()
         assert since <= NOW - timedelta(hours=24)
         return self.done
+
+
+class Remembering(MemoryRemote):
+    """A remote store that remembers this of the local one's pushes."""
+
+    def __init__(self, there: RemoteLineage) -> None:
+        super().__init__()
+        self._there = there
+        self.looked = 0
+
+    async def lineage(self, store: str) -> RemoteLineage | None:
+        """As given."""
+        assert store == "store"
+        return self._there
 
 
 def reader(local: Local, remote: MemoryRemote, *health: Health) -> StatusReader:
@@ -144,3 +177,44 @@ def test_ollama_alone_asks_nobody_to_act_first() -> None:
     """Nothing is at risk while it is away."""
     warnings, step = advise([Health("ollama", error="no answer", hint="Start it.")], LOCAL, REMOTE, None, {})
     assert (len(warnings), step) == (1, NOTHING)
+
+
+async def test_a_copy_that_has_pushed_is_recognised() -> None:
+    """The remote store remembers pushes that this database knows nothing of; no other look is kept from its work."""
+    here, there = StoreIdentity("store", "epoch", 5, "mine"), RemoteLineage(Lineage("epoch", 7, "other"))
+    report = await reader(Local(replace(LOCAL, memories=0, identity=here)), Remembering(there)).read(NOW, 1, None, None)
+    assert (report.warnings, report.next_step) == ([ROLLED_BACK], DECIDE)
+    assert report.remote is not None
+
+
+async def test_pushes_under_way_are_no_step_back() -> None:
+    """However many go through between the looks at the two sides: what is here is read after what is there."""
+
+    class Pushing(Local):
+        async def identity(self) -> StoreIdentity | None:
+            remote.looked += 1
+            generation = 5 if remote.looked == 1 else 50
+            return StoreIdentity("store", "epoch", generation, f"push {generation}")
+
+    for ahead in (0, 1):
+        remote = Remembering(RemoteLineage(Lineage("epoch", 50 + ahead, f"push {50 + ahead}")))
+        local = Pushing(replace(LOCAL, memories=0))
+        assert await reader(local, remote).standing() in {"same", "resent"}
+        assert remote.looked == 2
+
+
+async def test_the_last_check_the_statistics_and_the_alerts_are_shown() -> None:
+    """As they are on record; nothing is said of them while the local store is away."""
+    local = Local(replace(LOCAL, memories=0))
+    check = LastCheck(NOW, "full", "clean", 0)
+    alert = PastAlert("drift", "They differed.", NOW, NOW, None)
+    local.done = Activity(pushes=3, pushed=30, average_ms=12.345, slowest_ms=20, last_check=check, alerts=(alert,))
+    report = await reader(local, MemoryRemote()).read(NOW, 1, None, None)
+    assert report.last_check is not None
+    assert (report.last_check.kind, report.last_check.result) == ("full", "clean")
+    assert report.statistics is not None
+    assert (report.statistics.pushed, report.statistics.average_ms) == (30, 12.3)
+    assert report.statistics.since == NOW - timedelta(hours=24)
+    assert [a.summary for a in report.alerts] == ["They differed."]
+    away = await reader(Local(Unavailable("away")), MemoryRemote()).read(NOW, 1, None, None)
+    assert (away.last_check, away.statistics, away.alerts) == (None, None, [])
