@@ -129,7 +129,7 @@ async def status(wire: Wire, number: int) -> dict[str, Any]:
 @asynccontextmanager
 async def queue_held(database_url: str) -> AsyncIterator[None]:
     """Nobody pushes meanwhile: the lock of those who push is waited for, where the program only tries, and kept."""
-    waiting = load_sql()["try_push_lock"].replace("pg_try_advisory", "pg_advisory")
+    waiting = load_sql()["try_push_lock"].partition(",")[0].replace("pg_try_advisory", "pg_advisory")
     async with bare_postgres(database_url) as connection, connection.transaction():
         await connection.execute(waiting)
         yield
