@@ -120,10 +120,10 @@ async def test_an_unknown_database_needs_a_person(neo4j_uri: str) -> None:
 async def test_a_server_that_says_nothing_is_given_up_in_time() -> None:
     """A half-open connection costs no more than the deadline."""
     async with listener_that_never_answers() as (uri, connected):
-        store = store_at(uri, read_seconds=0.3, write_seconds=0.3)
+        store = store_at(uri, look_seconds=0.3)
         with anyio.fail_after(3):
             with pytest.raises(Unavailable):
-                await store.write(RemoteBatch(LAPTOP, [change(version(1))]))
+                await store.write(RemoteBatch(LAPTOP, [change(version(1))], seconds=0.3))
             with pytest.raises(Unavailable):
                 await store.counts()
             health = await store.health(0.3)

@@ -44,7 +44,7 @@ END $$
 async def ended_within(database: Database, client: Client) -> None:
     """A transaction whose connection the server ends, and that goes on after the error."""
     async with database.transaction() as connection:
-        await client.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+        await client.execute("SELECT pg_terminate_backend($1)", connection.pid)
         with pytest.raises(asyncpg.PostgresError):
             await connection.fetchval("SELECT 1")
 

@@ -30,7 +30,7 @@ class Reader(Part):
     async def unlinked(self, references: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of which a memory is not there."""
         rows = list(references)
-        found: list[dict[str, Any]] = await self._connection.read("unlinked", self._limits.read_seconds, rows=rows)
+        found: list[dict[str, Any]] = await self._connection.read("unlinked", self._limits.look_seconds, rows=rows)
         return found
 
     async def sessions(self) -> list[dict[str, Any]]:
@@ -45,20 +45,20 @@ class Reader(Part):
 
     async def counts(self) -> RemoteCounts:
         """What the remote store holds."""
-        memories, tombstones, versions = await self._connection.read("counts", self._limits.read_seconds)
+        memories, tombstones, versions = await self._connection.read("counts", self._limits.look_seconds)
         return RemoteCounts(live=memories - tombstones, tombstones=tombstones, versions=versions)
 
     async def holdings(self, store: str) -> Holdings:
         """What that store wrote last."""
-        return Holdings(*await self._connection.read("holdings", self._limits.read_seconds, store=store))
+        return Holdings(*await self._connection.read("holdings", self._limits.look_seconds, store=store))
 
     async def lineage(self, store: str) -> RemoteLineage | None:
         """What that store's pushes have left."""
-        return lineage_of(await self._connection.read("lineage", self._limits.read_seconds, id=store))
+        return lineage_of(await self._connection.read("lineage", self._limits.look_seconds, id=store))
 
     async def definitions(self) -> dict[str, str]:
         """By the id of the local store, newest first."""
-        rows: list[tuple[str, str]] = await self._connection.read("definitions", self._limits.read_seconds)
+        rows: list[tuple[str, str]] = await self._connection.read("definitions", self._limits.look_seconds)
         return dict(rows)
 
     async def _page(self, statement: str, scope: Scope, after: str, limit: int) -> list[list[Any]]:

@@ -4,17 +4,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import anyio
 from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Access, Connection, Limits
-from dionysus_sync_mcp.adapters.neo4j.errors import our_errors
 from dionysus_sync_mcp.adapters.neo4j.reader import Reader
 from dionysus_sync_mcp.adapters.neo4j.search import Search
 from dionysus_sync_mcp.adapters.neo4j.vectors import Vectors
 from dionysus_sync_mcp.adapters.neo4j.verifying import Verifying
 from dionysus_sync_mcp.adapters.neo4j.writer import SCHEMA, Writer
-from dionysus_sync_mcp.domain.errors import DionysusError
+from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError
 from dionysus_sync_mcp.engine.ports import Health
 
 
@@ -38,22 +36,21 @@ class RemoteStore(Writer, Reader, Verifying, Vectors, Search):
         analyzer: str,
         *,
         connect_seconds: float = 5.0,
-        read_seconds: float = 30.0,
+        look_seconds: float = 5.0,
+        read_seconds: float = 60.0,
         write_seconds: float = 60.0,
     ) -> None:
         connection = Connection(Access(address, user, password, database, connect_seconds))
-        super().__init__(connection, Limits(dimensions, analyzer, read_seconds, write_seconds))
+        super().__init__(connection, Limits(dimensions, analyzer, look_seconds, read_seconds, write_seconds))
 
     async def health(self, timeout: float) -> Health:
-        """One look, never raising, within `timeout` seconds."""
+        """One look over a connection of its own, since a pooled one may be dead; never raising, within `timeout`."""
         started = time.perf_counter()
         try:
-            with our_errors(), anyio.fail_after(timeout):
-                version = await self._connection.read("components", timeout)
-                latency = (time.perf_counter() - started) * 1000
-                indexes = await self._connection.read("schema_present", timeout)
+            version, indexes = await self._connection.look(["components", "schema_present"], timeout)
         except DionysusError as error:
-            return Health("neo4j", error=error.what, hint=error.hint)
+            return Health("neo4j", error=error.what, hint=error.hint, refused=isinstance(error, AccessRefused))
+        latency = (time.perf_counter() - started) * 1000
         return Health("neo4j", version=version, latency_ms=latency, degraded=degraded_by(indexes, self._limits))
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ class Vectors(Part):
 
     async def texts_without_vector(self, limit: int) -> list[Text]:
         """At most `limit` of them, in no order; a text that somebody changed by hand gets its hash on the way."""
-        rows = await self._connection.read("texts_without_vector", self._limits.read_seconds, limit=limit)
+        rows = await self._connection.read("texts_without_vector", self._limits.look_seconds, limit=limit)
         await self._mend(
             [(Text(id_, content), text_hash(content)) for id_, content, noted in rows if noted != text_hash(content)]
         )
@@ -45,7 +45,7 @@ class Vectors(Part):
 
     async def count_without_vector(self) -> int:
         """How many memories wait for a vector."""
-        waiting: int = await self._connection.read("count_without_vector", self._limits.read_seconds)
+        waiting: int = await self._connection.read("count_without_vector", self._limits.look_seconds)
         return waiting
 
     async def _mend(self, changed: Sequence[tuple[Text, str]]) -> None:

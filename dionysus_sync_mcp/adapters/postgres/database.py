@@ -46,6 +46,7 @@ _SERVER_IS_AWAY = (
     pg.ObjectNotInPrerequisiteStateError,
     pg.LockNotAvailableError,
     pg.IdleInTransactionSessionTimeoutError,
+    pg.TransactionTimeoutError,
     pg.PostgresSystemError,
     pg.ReadOnlySQLTransactionError,
 )

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
+from asyncpg import exceptions as pg
 
 from dionysus_sync_mcp.domain.errors import TimedOut, Unavailable
 
@@ -74,7 +75,9 @@ class Line:
         try:
             yield
         except BaseException:
-            await self._within(transaction.rollback)
+            # The server undoes what a lost connection had begun, and what went wrong first is what counts.
+            with suppress(pg.InterfaceError, pg.PostgresConnectionError):
+                await self._within(transaction.rollback)
             raise
         await self._within(transaction.commit)
 
