@@ -29,6 +29,7 @@ from dionysus_sync_mcp.embedded import services
 from dionysus_sync_mcp.engine.ports import Health, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
+    CheckReport,
     InitReport,
     InitStep,
     LocalReport,
@@ -37,9 +38,11 @@ from dionysus_sync_mcp.engine.reports import (
     RemoteReport,
     ServiceReport,
     SessionReport,
+    Statistics,
     StatusReport,
     SyncReport,
 )
+from dionysus_sync_mcp.engine.status import PARKED
 from dionysus_sync_mcp.server.tools import OnProgress
 from dionysus_sync_mcp.settings import Settings
 from tests.server.fake import HIT, MEMORY_ID, FakeProgram
@@ -50,6 +53,8 @@ AWAY = {
     "NEO4J_URI": "bolt://127.0.0.1:1",
     "NEO4J_PASSWORD": "hunter2",
     "OLLAMA_URL": "http://127.0.0.1:1",
+    "DIONYSUS_ALERT_WEBHOOK_URL": "http://me:hunter2@127.0.0.1:1/hunter2?key=hunter2",
+    "MEMORY_WEBHOOK_TOKEN": "hunter2",
 }
 LOCAL = {
     "initialised": True,
@@ -254,6 +259,65 @@ def test_init_dry_run_prints_sql_only(program: FakeRuntime) -> None:
     assert program.asked == [True]
 
 
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [
+        ((), (600, True, False, False, False)),
+        (("--retry-parked",), (600, True, True, False, False)),
+        (("--verify", "--no-embed"), (600, False, False, True, False)),
+        (("--rebuild", "--timeout", "5"), (5, True, False, False, True)),
+    ],
+)
+def test_sync_options_reach_the_engine(
+    program: FakeRuntime, option: tuple[str, ...], asked: tuple[object, ...]
+) -> None:
+    """Nothing of it happens unasked."""
+    assert invoke("sync", *option).exit_code == 0
+    assert program.asked == [asked]
+
+
+def test_sync_says_what_came_of_what_was_asked_for(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed for good, what was sent again, and what the comparison found."""
+    check = CheckReport(finished_at=datetime(2026, 8, 1, tzinfo=UTC), kind="full", result="drift", differences=2)
+    report = SyncReport(
+        result="partial", next_step=PARKED, failed_for_good=4, retried=5, rebuilt=6, check=check, remaining=0
+    )
+
+    async def sync(**_: object) -> SyncReport:
+        return report
+
+    monkeypatch.setattr(program, "sync", sync)
+    result = invoke("sync", "--verify")
+    assert result.exit_code == 1
+    for said in (
+        "tried again: 5; queued to be sent again: 6",
+        "failed for good: 4",
+        "compared: drift, 2 differences",
+        "run 'dionysus-sync-mcp sync --retry-parked' to try them again, or change these rows",
+    ):
+        assert said in result.stdout
+    assert json.loads(invoke("sync", "--json").stdout)["check"]["differences"] == 2
+
+
+def test_status_shows_the_last_check_and_the_last_day(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the queue's entries that failed for good."""
+    now = datetime(2026, 8, 1, tzinfo=UTC)
+    queue = {"queued": 1, "parked": 3, "failed": 2}
+    program.local = LocalReport.model_validate({**LOCAL, "queue": queue})
+    plain = program.status
+
+    async def status(timeout: float = 1.5) -> StatusReport:
+        check = CheckReport(finished_at=now, kind="quick", result="clean")
+        done = Statistics(since=now, pushes=7, pushed=70, conflicts=1)
+        return (await plain(timeout)).model_copy(update={"last_check": check, "statistics": done})
+
+    monkeypatch.setattr(program, "status", status)
+    shown = " ".join(invoke("status").stdout.split())
+    assert "queue 1 queued, 3 parked, 2 of these failed for good" in shown
+    assert "last check 2026-08-01 00:00:00, quick: clean" in shown
+    assert "last 24 hours 70 changes in 7 pushes, 1 conflicts" in shown
+
+
 def test_query_options_reach_the_engine(program: FakeRuntime) -> None:
     """Each option, in the engine's terms; local times become aware ones."""
     found = invoke(
@@ -367,6 +431,7 @@ def test_help_teaches(args: list[str]) -> None:
         ({"DATABASE_URL": "mysql://someone:hunter2@127.0.0.1/x"}, "DATABASE_URL must be"),
         ({"NEO4J_URI": "bolt://neo4j:hunter2@127.0.0.1"}, "must not hold a password"),
         ({"DIONYSUS_POLL_MS": "never"}, "DIONYSUS_POLL_MS"),
+        ({"DIONYSUS_ALERT_WEBHOOK_URL": "https://127.0.0.1/hunter2"}, "MEMORY_WEBHOOK_TOKEN"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

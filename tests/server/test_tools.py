@@ -180,6 +180,33 @@ async def test_arguments_reach_the_engine(program: FakeProgram) -> None:
     assert program.touched == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ({}, (60, False, False, False, False)),
+        ({"retry_parked": True}, (60, False, True, False, False)),
+        ({"verify": True}, (60, False, False, True, False)),
+        ({"rebuild": True}, (60, False, False, False, True)),
+    ],
+)
+async def test_a_sync_does_more_only_if_it_is_asked_to(
+    program: FakeProgram, arguments: dict[str, bool], asked: tuple[object, ...]
+) -> None:
+    """Each argument by itself."""
+    async with client_of(program) as client:
+        assert not (await client.call_tool("sync_now", arguments)).is_error
+    assert program.asked == [asked]
+
+
+@pytest.mark.parametrize("kind", [errors.StoreRolledBack, errors.RemoteDamaged])
+@pytest.mark.parametrize("tool", NAMES)
+def test_what_only_a_person_can_decide_is_handed_to_the_user(kind: type[DionysusError], tool: str) -> None:
+    """An agent must not answer it by improvising."""
+    said = explain(kind("the stores do not go together", where="PostgreSQL"), tool)
+    assert "Tell the user" in said
+    assert "Nothing was lost" in said
+
+
 def _every_error() -> list[type[DionysusError]]:
     """But for the one that has its own words, and is an `Unavailable` like others."""
     found = (e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, DionysusError))
