@@ -205,7 +205,7 @@ FROM dionysus_sync.store_identity FOR NO KEY UPDATE
 -- moved on without us.
 UPDATE dionysus_sync.store_identity
 SET generation = generation + 1, lineage = $2::text::uuid,
-    compare_since = CASE WHEN $3::boolean THEN coalesce(compare_since, clock_timestamp()) ELSE compare_since END
+    compare_since = CASE WHEN $3::boolean THEN clock_timestamp() ELSE compare_since END
 WHERE lineage = $1::text::uuid
 RETURNING true
 
@@ -566,31 +566,37 @@ SELECT to_regclass(:'memories') IS NOT NULL AS table_present,
 FROM dionysus_sync.store_identity AS identity, counted
 
 -- local_activity --
--- $1 since when: what the sync has done, from the audit.
+-- $1 since when: what the sync has done, from the audit. What a repair did, what was put back and what was found to be lost
+-- have rows of their own there, which are neither pushes nor outages.
 SELECT pushes.*, conflicts.*, repairs.*
 FROM (
-    SELECT count(*) FILTER (WHERE result <> 'queued') AS pushes,
-           coalesce(sum(record_count) FILTER (WHERE result <> 'queued'), 0)::bigint AS pushed,
-           count(*) FILTER (WHERE result IN ('failed', 'partial')) AS failed_pushes,
-           count(*) FILTER (WHERE result = 'queued') AS outages,
-           avg(duration_ms) FILTER (WHERE result <> 'queued')::float8 AS average_ms,
-           max(duration_ms) FILTER (WHERE result <> 'queued') AS slowest_ms
-    FROM dionysus_sync.sync_events WHERE timestamp >= $1 AND direction = 'local_to_remote'
+    SELECT count(*) FILTER (WHERE pushed) AS pushes,
+           coalesce(sum(record_count) FILTER (WHERE pushed), 0)::bigint AS pushed,
+           count(*) FILTER (WHERE pushed AND result <> 'success') AS failed_pushes,
+           count(*) FILTER (WHERE away) AS outages,
+           avg(duration_ms) FILTER (WHERE pushed)::float8 AS average_ms,
+           max(duration_ms) FILTER (WHERE pushed) AS slowest_ms
+    FROM (
+        SELECT result, record_count, duration_ms,
+               result <> 'queued' AND coalesce(error_message, '') NOT LIKE 'repair: %' AS pushed,
+               result = 'queued' AND error_message <> 'parked entries are tried again'
+                   AND error_message NOT LIKE 'the remote store has lost %' AS away
+        FROM dionysus_sync.sync_events WHERE timestamp >= $1 AND direction = 'local_to_remote'
+    ) AS events
 ) AS pushes, (
     SELECT count(*) AS conflicts FROM dionysus_sync.conflicts WHERE detected_at >= $1
 ) AS conflicts, (
     SELECT coalesce(sum(mended.count::integer), 0) AS repaired
-    FROM dionysus_sync.verifications AS check_
-        CROSS JOIN LATERAL jsonb_each_text(coalesce(check_.report -> 'repaired', '{}')) AS mended (class, count)
-    WHERE check_.finished_at >= $1
+    FROM dionysus_sync.verifications AS past
+        CROSS JOIN LATERAL jsonb_each_text(coalesce(past.report -> 'repaired', '{}')) AS mended (class, count)
+    WHERE past.finished_at >= $1
 ) AS repairs
 
 -- last_check --
+-- The differences are those that it left.
 SELECT last.finished_at, last.kind::text AS kind, last.result::text AS result,
-       (SELECT coalesce(sum(found.count::integer), 0)
-        FROM jsonb_each_text(coalesce(last.report -> 'counts', '{}')) AS found (class, count))
-       - (SELECT coalesce(sum(mended.count::integer), 0)
-          FROM jsonb_each_text(coalesce(last.report -> 'repaired', '{}')) AS mended (class, count)) AS differences
+       (SELECT coalesce(sum(greatest(0, found.count::integer - coalesce((last.report #>> ARRAY['repaired', found.class])::integer, 0))), 0)
+        FROM jsonb_each_text(coalesce(last.report -> 'counts', '{}')) AS found (class, count)) AS differences
 FROM dionysus_sync.verifications AS last
 ORDER BY last.finished_at DESC LIMIT 1
 

@@ -87,7 +87,7 @@ class CheckReport(Report):
     finished_at: Annotated[datetime, Field(description="When.")]
     kind: Annotated[Literal["quick", "full", "deep"], Field(description="How thorough it was.")]
     result: Annotated[Literal["clean", "drift", "skipped"], Field(description="Whether both stores agree.")]
-    differences: Annotated[Count, Field(description="Memories in which they do not.")] = 0
+    differences: Annotated[Count, Field(description="Memories in which they still do not.")] = 0
 
 
 class Statistics(Report):

@@ -354,7 +354,7 @@ def _clock(time: datetime) -> str:
 
 def _drift(activity: Activity) -> list[tuple[str, str]]:
     check = activity.last_check
-    if check is None or check.result != "drift" or not check.differences:
+    if check is None or check.result != "drift":
         return []
     when = _clock(check.finished_at)
     return [(f"The stores differ in {check.differences} memories, as the {check.kind} check of {when} found.", REPAIR)]

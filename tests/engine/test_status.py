@@ -108,7 +108,7 @@ def test_any_other_standing_is_no_alarm(standing: Standing | None) -> None:
     ("check", "warned"),
     [
         (LastCheck(NOON, "full", "drift", 2), True),
-        (LastCheck(NOON, "quick", "drift", 0), False),
+        (LastCheck(NOON, "quick", "clean", 0), False),
         (LastCheck(NOON, "deep", "clean", 0), False),
         (LastCheck(NOON, "full", "skipped", 0), False),
     ],
