@@ -32,6 +32,8 @@ LINE = re.compile(r"(before|after):(\w+)(?:\((.*)\))?")
 STEP = re.compile(r"(before|after):(\w+)(?:\((\w+)\))?(?:#(\d+))?")
 EXECUTING = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "fetchmany")
 PUSH_LOCK = "try_push_lock"
+# What takes a lock that keeps two pushes apart, and what gives the same without it.
+LOCK_IDENTITY, IDENTITY = "lock_identity", "identity"
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -140,8 +142,11 @@ def wrap_postgres(at: Failpoints, names: Mapping[str, str], *, both_active: bool
 
     Args:
         names: Of the statements, by their text.
-        both_active: Whether the lock that lets only one process push is always said to be had.
+        both_active: Whether the lock that lets only one process push is always said to be had, and the other one, which
+            would hold up the second process, is not taken.
     """
+    texts = {name: text for text, name in names.items()}
+    unlocked = {texts[LOCK_IDENTITY]: texts[IDENTITY]} if both_active else {}
     transactions = Transactions()
 
     def wrapped(sound: Method) -> Method:
@@ -154,7 +159,7 @@ def wrap_postgres(at: Failpoints, names: Mapping[str, str], *, both_active: bool
             if not name:
                 return await sound(connection, query, *arguments, **options)
             at("before", name, statements)
-            result = await sound(connection, query, *arguments, **options)
+            result = await sound(connection, unlocked.get(query, query), *arguments, **options)
             transactions.ran(connection, name)
             at("after", name, statements)
             return True if both_active and name == PUSH_LOCK else result

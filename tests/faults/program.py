@@ -81,7 +81,7 @@ class Failpoint:
         at: The step at which it gets the signal, such as `before:acknowledge#2` or `after:COMMIT(write_memories)`;
             empty to record only.
         sends: The signal; SIGSTOP leaves it standing at the step until `Program.resume`.
-        both_active: Whether the lock that lets only one process push is always said to be had.
+        both_active: Whether the locks that let only one process push at a time are passed over.
     """
 
     at: str = ""
