@@ -12,6 +12,10 @@ ALTER TABLE dionysus_sync.sync_queue ADD COLUMN IF NOT EXISTS superseded_at time
 CREATE INDEX IF NOT EXISTS idx_sync_queue_parked ON dionysus_sync.sync_queue (seq)
     WHERE parked_at IS NOT NULL AND superseded_at IS NULL;
 
+-- What waits of a memory is taken along with its next change; there is next to none, and none is searched for in the rest.
+CREATE INDEX IF NOT EXISTS idx_sync_queue_waiting ON dionysus_sync.sync_queue (memory_id, seq)
+    WHERE parked_at IS NULL AND next_retry_at IS NOT NULL;
+
 -- Whether a conflict is on record already is asked for each that is told.
 CREATE INDEX IF NOT EXISTS idx_conflicts_memory ON dionysus_sync.conflicts (memory_id);
 

@@ -8,14 +8,25 @@ from typing import NamedTuple, Protocol
 import anyio
 import pytest
 
-from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.adapters.postgres.outbox import PostgresClaim, PostgresOutbox
+from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import Conflict, Outbox, Parking, QueueEntry, Settlement, Stamp, SyncEvent
-from tests.engine.memory_local import MemoryLocal
+from dionysus_sync_mcp.engine.ports import (
+    Conflict,
+    Outbox,
+    Parking,
+    QueueEntry,
+    Settlement,
+    Stamp,
+    StoreIdentity,
+    SyncEvent,
+)
+from tests.engine.memory_local import MemoryClaim, MemoryLocal
 from tests.integration.stores import Client, plain_client, uid
 from tests.services.local_store import opened
 
 MUCH = 1_000_000
+LINEAGE = "3f0c9a52-7f0e-4e0a-9a4e-2f1f5b0d7c11"
 
 
 class Row(NamedTuple):
@@ -50,6 +61,8 @@ class Bench(Protocol):
     async def events(self) -> list[tuple[str, int]]: ...
 
     async def conflicts(self) -> list[tuple[str, str, str]]: ...
+
+    async def deletions(self) -> dict[str, int]: ...
 
 
 class TwinBench:
@@ -97,6 +110,10 @@ class TwinBench:
     async def conflicts(self) -> list[tuple[str, str, str]]:
         """Winner and both contents."""
         return [(c.winner, c.local_content, c.remote_content) for c in self.outbox.conflicts]
+
+    async def deletions(self) -> dict[str, int]:
+        """Versions by id."""
+        return self.outbox.deletions
 
 
 class PostgresBench:
@@ -155,6 +172,11 @@ class PostgresBench:
         """Winner and both contents."""
         statement = "SELECT winner, local_content, remote_content FROM dionysus_sync.conflicts"
         return [(r[0], r[1], r[2]) for r in await self._client.fetch(statement)]
+
+    async def deletions(self) -> dict[str, int]:
+        """Versions by id."""
+        statement = "SELECT memory_id::text, version FROM dionysus_sync.deletions"
+        return {r[0]: r[1] for r in await self._client.fetch(statement)}
 
 
 @pytest.fixture(params=["in memory", "PostgreSQL"])
@@ -408,6 +430,97 @@ async def test_without_the_table_the_queue_can_be_claimed_and_settled(bench: Ben
     assert (await bench.outbox.queue_length(), await bench.parked()) == (0, ["it is poison"])
     await bench.outbox.note_outage([str(uid(1))], SyncEvent("local_to_remote", "queued", 1))
     assert await bench.events() == [("queued", 1)]
+
+
+@pytest.mark.promise("P2")
+async def test_a_claim_that_was_overtaken_settles_nothing(bench: Bench) -> None:
+    """The store has moved on to another lineage; a settlement that wrote nothing remotely moves it nowhere."""
+    before = await bench.outbox.identity()
+    await bench.write(1, "a")
+    await settled(bench, Settlement([]))
+    assert await bench.outbox.identity() == before
+    await settled(bench, Settlement([], lineage=LINEAGE))
+    assert await bench.outbox.identity() == replace(before, generation=before.generation + 1, lineage=LINEAGE)
+    (entry,) = await claimed(bench)
+    with pytest.raises(Unavailable, match="another process has pushed meanwhile"):
+        await _settled_late(bench, Settlement([entry.seq], lineage=str(uid(8))), before)
+    assert [e.seq for e in await claimed(bench)] == [entry.seq]
+    assert (await bench.outbox.identity()).lineage == LINEAGE
+
+
+async def _settled_late(bench: Bench, settlement: Settlement, seen: StoreIdentity) -> None:
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert isinstance(claim, PostgresClaim | MemoryClaim)
+        claim.identity = seen
+        await claim.settle(settlement)
+
+
+async def test_a_claim_knows_whether_an_entry_is_still_there(bench: Bench) -> None:
+    """Be it of this claim or not; an id that is none is of no entry."""
+    await bench.write(1, "a")
+    await bench.write(2, "b")
+    first, second = await claimed(bench)
+    await settled(bench, Settlement([first.seq]))
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        told_of = [await claim.has_entry(id_) for id_ in (first.id, second.id, "", "no id")]
+    assert told_of == [False, True, False, False]
+
+
+@pytest.mark.promise("P1")
+async def test_what_is_parked_comes_back_when_it_is_due(bench: Bench) -> None:
+    """Or at once by command, and it is on record; the row of an entry that goes through then is synced."""
+    await bench.write(1, "a")
+    for _ in range(2):
+        (entry,) = await claimed(bench)
+        await settled(bench, Settlement([], parked=[Parking(entry.seq, "it is poison")]))
+        assert await bench.outbox.retry_parked_once(10, due_only=True) == 0
+        await bench.wait()
+        assert await bench.outbox.retry_parked_once(10, due_only=True) == 1
+    (entry,) = await claimed(bench)
+    assert (entry.refusals, entry.waited, await bench.parked()) == (2, False, [])
+    await settled(bench, Settlement([], parked=[Parking(entry.seq, "it is poison")]))
+    assert await bench.outbox.retry_parked_once(10, due_only=False) == 1
+    assert await bench.events() == [("queued", 1)] * 3
+    await settled(bench, Settlement([entry.seq], [Stamp(str(uid(1)), 1, 1)]))
+    assert await bench.row(1) == Row("a", "synced", 1, 1)
+
+
+@pytest.mark.promise("P1")
+async def test_a_later_version_that_goes_through_supersedes_what_is_parked(bench: Bench) -> None:
+    """Of its memory, from before it, be it a row or a delete; it is never tried again."""
+    for number in (1, 2, 3):
+        await bench.write(number, "poison")
+    await settled(bench, Settlement([], parked=[Parking(e.seq, "it is poison") for e in await claimed(bench)]))
+    await bench.write(1, "good")
+    await bench.delete(2)
+    entries = await claimed(bench)
+    stamps, deleted = [Stamp(str(uid(1)), 2, 2)], [Stamp(str(uid(2)), 2, 2)]
+    await settled(bench, Settlement([e.seq for e in entries], stamps, deleted=deleted))
+    assert (await bench.row(1)).status == "synced"
+    assert await bench.outbox.retry_parked_once(10, due_only=False) == 1
+    assert [e.memory_id for e in await claimed(bench)] == [str(uid(3))]
+
+
+@pytest.mark.promise("P7")
+async def test_confirmed_deletes_are_noted_until_the_memory_lives(bench: Bench) -> None:
+    """The version is the tombstone's."""
+    for number, versions in ((1, (2, 4)), (2, (3,))):
+        for version in versions:
+            await settled(bench, Settlement([], deleted=[Stamp(str(uid(number)), version, version)]))
+    assert await bench.deletions() == {str(uid(1)): 4, str(uid(2)): 3}
+    await bench.write(1, "again")
+    await settled(bench, Settlement([], [Stamp(str(uid(1)), 5, 5)]))
+    assert await bench.deletions() == {str(uid(2)): 3}
+
+
+@pytest.mark.promise("P8")
+async def test_a_conflict_that_is_told_again_is_on_record_once(bench: Bench) -> None:
+    """Another one of the same memory is another one."""
+    for version in (4, 4, 5):
+        conflict = Conflict(str(uid(1)), "local", version, 3, "ours", "theirs")
+        await settled(bench, Settlement([], conflicts=[conflict]))
+    assert await bench.conflicts() == [("local", "ours", "theirs")] * 2
 
 
 async def test_an_outage_marks_the_rows_that_wait(bench: Bench) -> None:
