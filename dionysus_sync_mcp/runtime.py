@@ -185,7 +185,7 @@ class Runtime:
         self.guard = Guard(self.installer, self.remote, self.remote, may_initialise=self.addresses[0].embedded)
         self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
         restorer = PostgresRestorer(self.database, self.installer)
-        self._verifier = self._build_verifier(restorer, settings.dionysus_verify_seconds)
+        self.verifier = self._build_verifier(restorer, settings.dionysus_verify_seconds)
         refiller = Refiller(self.reading, self.remote, restorer, self.guard)
         self._syncer = Syncer(
             (self.database, self.remote),
@@ -195,7 +195,7 @@ class Runtime:
             self.embedder,
             refill=refiller.refill_once,
             shortcomings=self._status.shortcomings,
-            rebuild=self._verifier.rebuild_once,
+            rebuild=self.verifier.rebuild_once,
             check=self._compare,
         )
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
@@ -208,6 +208,7 @@ class Runtime:
             poll=settings.dionysus_poll_ms / 1000,
             save_session=self._save_session,
             refill=refiller.refill_once,
+            services=services,
             jobs=self._jobs(settings),
         )
         self._working = False
@@ -229,8 +230,9 @@ class Runtime:
         url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
         self.alerter = Alerter(self.alerts, Webhook(url, token) if url else None, settings.dionysus_project)
         watch = AlertWatch(self.alerter, self.reading, self._status.standing)
-        check = Job("check", self._verifier.check_once)
-        jobs = [check, Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
+        check = Job("check", self.verifier.check_once)
+        retry = Job("retry", self.pusher.retry_step)
+        jobs = [check, retry, Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
         return [*jobs, Job("alerts", self.alerter.deliver_once)] if url else jobs
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
@@ -264,7 +266,7 @@ class Runtime:
         on_progress: OnProgress | None = None,
     ) -> VerifyReport:
         """Compare both stores, and mend what differs where that is asked for; see `engine.verify`."""
-        return await self._verifier.verify_once(
+        return await self.verifier.verify_once(
             kind, repair=repair, limit=limit, prefer=prefer, dry_run=dry_run, on_progress=on_progress
         )
 
@@ -383,7 +385,7 @@ class Runtime:
         )
 
     async def _compare(self) -> VerifyReport:
-        return await self._verifier.verify_once("full")
+        return await self.verifier.verify_once("full")
 
     async def _save_session(self) -> None:
         if self._session:
