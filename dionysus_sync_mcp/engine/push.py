@@ -10,6 +10,7 @@ from uuid import uuid4
 from dionysus_sync_mcp.domain.conflict import decide_consequence
 from dionysus_sync_mcp.domain.context import CONTEXT_COLUMNS
 from dionysus_sync_mcp.domain.errors import (
+    DionysusError,
     LineageMoved,
     OutcomeUnknown,
     Refused,
@@ -46,6 +47,7 @@ _ROLLED_BACK = (
     "Run 'dionysus-sync-mcp verify --repair --prefer remote' to take over what the remote store holds, or "
     "--prefer local to let this database count; both show a plan first."
 )
+RETRY_SECONDS = 10.0
 _RETRIED_AT_ONCE = 10_000
 _RETRIED_BY_ITSELF = 100
 _PARTS = ("changes", "sessions", "projects", "references")
@@ -140,7 +142,7 @@ class Pusher:
             await self._writer.prepare()
             self._prepared = True
 
-    async def note_outage(self, error: Unavailable) -> None:
+    async def note_outage(self, error: DionysusError) -> None:
         """Mark the next entries' memories as queued, and audit that the remote store is away.
 
         What comes back may be another server, so its schema is looked at again.
@@ -154,6 +156,11 @@ class Pusher:
     async def retry_due_once(self) -> int:
         """Put parked entries whose time has come back into the queue; how many were."""
         return await self._outbox.retry_parked_once(_RETRIED_BY_ITSELF, due_only=True)
+
+    async def retry_step(self) -> float:
+        """As a loop has it: the seconds until the next look."""
+        await self.retry_due_once()
+        return RETRY_SECONDS
 
     async def retry_parked(self) -> int:
         """Put all parked entries back into the queue, at most 10,000; how many were."""

@@ -49,6 +49,8 @@ def test_no_error_of_the_driver_is_left_unmapped(error: type[Exception]) -> None
         (pg.QueryCanceledError, Unavailable),
         (pg.ConnectionDoesNotExistError, Unavailable),
         (pg.InterfaceError, Unavailable),
+        (pg.InvalidCachedStatementError, Unavailable),
+        (pg.OutdatedSchemaCacheError, Unavailable),
         (pg.InvalidPasswordError, AccessRefused),
         (pg.InsufficientPrivilegeError, AccessRefused),
         (pg.InvalidCatalogNameError, AccessRefused),

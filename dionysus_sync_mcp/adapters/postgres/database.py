@@ -50,6 +50,8 @@ _SERVER_IS_AWAY = (
     pg.PostgresSystemError,
     pg.ReadOnlySQLTransactionError,
 )
+# The driver has dropped what it had prepared by the time that it says so; the same statement works on the next try.
+_CHANGED_MEANWHILE = (pg.InvalidCachedStatementError, pg.OutdatedSchemaCacheError)
 _PERSON_HAS_TO_ACT = (
     pg.InvalidAuthorizationSpecificationError,
     pg.InsufficientPrivilegeError,
@@ -80,6 +82,8 @@ def in_our_words(error: Exception) -> DionysusError | None:
         return AccessRefused(_text(error), where=WHERE, hint="Check DATABASE_URL and the rights of its role.")
     if isinstance(error, _NOT_WHAT_WE_INSTALLED):
         return SchemaMismatch(_text(error), where=WHERE, hint="Run 'dionysus-sync-mcp init' to see what is missing.")
+    if isinstance(error, _CHANGED_MEANWHILE):
+        return Unavailable(_text(error), where=WHERE, hint="It is tried again.")
     if isinstance(error, (*_SERVER_IS_AWAY, OSError, TimeoutError)):
         return Unavailable(_text(error), where=WHERE, hint=CHECK)
     if isinstance(error, pg.ProgramLimitExceededError):

@@ -1,0 +1,80 @@
+"""The user's table is changed under the running program: whatever is written before, meanwhile and after arrives."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dionysus_sync_mcp.runtime import Runtime
+from tests.integration.stores import INSERT, Client, graph, uid
+from tests.services.local_store import running
+from tests.services.waiting import until
+
+SOON = 30.0
+CHANGES = {
+    "a column added": ["ALTER TABLE memories ADD COLUMN mood text DEFAULT 'good'"],
+    "a column dropped": ["ALTER TABLE memories DROP COLUMN tags", "ALTER TABLE memories DROP COLUMN importance"],
+    "a type changed": ["ALTER TABLE memories ALTER COLUMN importance TYPE double precision"],
+    "the text's type changed": ["ALTER TABLE memories ALTER COLUMN content TYPE varchar(5000)"],
+    "a type of ours changed": ["ALTER TABLE memories ALTER COLUMN sync_status TYPE text"],
+    "a column renamed": ["ALTER TABLE memories RENAME COLUMN importance TO weight"],
+    "all of it": [
+        "ALTER TABLE memories ADD COLUMN mood text",
+        "ALTER TABLE memories ALTER COLUMN mood TYPE jsonb USING NULL",
+        "ALTER TABLE memories DROP COLUMN mood",
+        "ALTER TABLE memories ADD COLUMN mood integer NOT NULL DEFAULT 7",
+    ],
+}
+
+
+@pytest.fixture
+async def worker(migrated_database_url: str, empty_neo4j: str) -> AsyncIterator[Runtime]:
+    """The program with its background loops."""
+    async with running(migrated_database_url, empty_neo4j, worker=True) as runtime:
+        yield runtime
+
+
+async def standing(uri: str) -> dict[str, str]:
+    """Content by id of what lives in the remote store."""
+    found = await graph(uri, "MATCH (m:Memory) WHERE m.deleted_at IS NULL RETURN [m.id, m.content]")
+    return dict(found)
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.usefixtures("worker")
+async def test_nothing_is_lost_when_the_table_is_changed(client: Client, empty_neo4j: str, change: str) -> None:
+    """Between inserts, updates and deletes; and every row that stands says that it is synced."""
+    expected: dict[str, str] = {}
+
+    async def write(number: int) -> None:
+        await client.execute(INSERT, uid(number), f"first {number}")
+        expected[str(uid(number))] = f"first {number}"
+        if number % 3 == 1:
+            await client.execute("UPDATE memories SET content = $2 WHERE id = $1", uid(number), f"second {number}")
+            expected[str(uid(number))] = f"second {number}"
+        if number % 3 == 2:
+            await client.execute("DELETE FROM memories WHERE id = $1", uid(number))
+            del expected[str(uid(number))]
+
+    async def whole() -> bool:
+        return await standing(empty_neo4j) == expected
+
+    number = 0
+    for statement in ["SELECT 1", *CHANGES[change]]:
+        for _ in range(6):
+            number += 1
+            await write(number)
+        await client.execute(statement)
+        for _ in range(6):
+            number += 1
+            await write(number)
+        await until(whole, what="the remote store has it all", seconds=SOON)
+    await client.execute("UPDATE memories SET content = content || '!'")
+    expected.update({i: f"{content}!" for i, content in expected.items()})
+    await until(whole, what="the remote store has the last change", seconds=SOON)
+
+    async def stamped() -> bool:
+        left = await client.fetchval("SELECT count(*) FROM dionysus_sync.sync_queue")
+        return left + await client.fetchval("SELECT count(*) FROM memories WHERE sync_status <> 'synced'") == 0
+
+    await until(stamped, what="every row is synced and nothing is parked", seconds=SOON)
