@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -16,11 +16,13 @@ from dionysus_sync_mcp.domain.errors import (
     SchemaMismatch,
     Starting,
     StoreRolledBack,
+    TimedOut,
     Unavailable,
 )
 from dionysus_sync_mcp.engine.embed import embed_once
 from dionysus_sync_mcp.engine.guard import Guard
-from dionysus_sync_mcp.engine.ports import Embedder, Outbox, VectorStore
+from dionysus_sync_mcp.engine.outages import Outages
+from dionysus_sync_mcp.engine.ports import Embedder, Outbox, Service, VectorStore
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.reports import WorkerReport
 
@@ -33,6 +35,8 @@ SESSION_SECONDS = 60.0
 PREPARING_SECONDS = 0.5
 # A person has to act on a refused access: the first wait is as long as after this many failures.
 SLOW_START = 5
+# A batch that is too slow shrinks; only one that does not get through all the same is an outage.
+SHRINKING_TRIES = 3
 A_PERSON_ACTS = (AccessRefused, StoreRolledBack, RemoteDamaged)
 
 Step = Callable[[], Awaitable[float]]
@@ -48,10 +52,11 @@ class Job:
 
 @dataclass(slots=True)
 class Loop:
-    """One step, repeated; after a failure it waits longer each time, with full jitter."""
+    """One step, repeated; after a failure it waits longer each time, with full jitter, or until a service returns."""
 
     name: str
     step: Step
+    outages: Outages = field(default_factory=lambda: Outages(()))
     attempts: int = 0
     failing_since: datetime | None = None
     error: str | None = None
@@ -61,13 +66,19 @@ class Loop:
         """Repeat until cancelled."""
         while True:
             delay = await self.run_once()
-            await anyio.sleep(delay)
+            if not self.failing_since:
+                await anyio.sleep(delay)
+            elif await self.outages.wait(delay):
+                self.attempts = 0
 
     async def run_once(self) -> float:
         """One step; the seconds to wait after it. The top frame: nothing that goes wrong ends the loop."""
+        returns = self.outages.returns
         try:
             delay = await self.step()
         except DionysusError as error:
+            if self.outages.returns != returns:
+                self.attempts = 0
             return self._failed(error, datetime.now(UTC))
         except Exception as error:
             logger.exception("%s failed in a way that has no name", self.name)
@@ -78,10 +89,11 @@ class Loop:
     def _succeeded(self) -> None:
         if self.failing_since:
             logger.info("%s works again", self.name)
+            self.outages.worked(self.name)
         self.attempts, self.failing_since, self.error, self.next_try_at = 0, None, None, None
 
     def _failed(self, error: Exception, now: datetime) -> float:
-        if self.error != str(error):
+        if self.outages.failed(self.name, error):
             logger.log(self._level(error), "%s: %s", self.name, error)
         delay = self._delay_after(error)
         self.attempts += 1
@@ -93,6 +105,8 @@ class Loop:
     def _level(self, error: Exception) -> int:
         """What is only being made ready, by the guard or by the embedded services, is no reason to worry anybody."""
         expected = isinstance(error, Starting) or (isinstance(error, SchemaMismatch) and not self.attempts)
+        if isinstance(error, AccessRefused):
+            return logging.ERROR
         return logging.INFO if expected else logging.WARNING
 
     def _delay_after(self, error: Exception) -> float:
@@ -109,6 +123,7 @@ class Worker:
         poll: Seconds between two looks at an empty queue.
         save_session: Saves the session's row; called again until it succeeds, then once a minute.
         refill: Queues again what the remote store has lost; how many memories were.
+        services: Looked at while something fails, so that it goes on as soon as they are back.
         jobs: Further loops, each run beside the others and with their treatment of failures.
     """
 
@@ -123,6 +138,7 @@ class Worker:
         poll: float,
         save_session: Callable[[], Awaitable[None]] | None,
         refill: Callable[[], Awaitable[int]],
+        services: Sequence[Service] = (),
         jobs: Sequence[Job] = (),
     ) -> None:
         self._pusher = pusher
@@ -134,30 +150,39 @@ class Worker:
         self._save_session = save_session
         self._refill = refill
         self._jobs = jobs
+        self._outages = Outages(services)
         self._outage_noted = False
         self._pushing = False
-        self._push_loop = Loop("push", self._push)
+        self._push_loop = self._loop("push", self._push)
 
     def report(self) -> WorkerReport:
         """How it is doing, for the status."""
         loop = self._push_loop
         state = "waiting" if loop.failing_since else "pushing" if self._pushing else "idle"
         return WorkerReport(
-            state=state, failing_since=loop.failing_since, error=loop.error, next_try_at=loop.next_try_at
+            state=state,
+            failing_since=loop.failing_since,
+            error=loop.error,
+            next_try_at=loop.next_try_at,
+            outages=self._outages.report(),
         )
 
     async def run(self) -> None:
         """All loops, until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Loop("guard", self._watch).run)
+            tasks.start_soon(self._outages.run)
+            tasks.start_soon(self._loop("guard", self._watch).run)
             tasks.start_soon(self._push_loop.run)
-            tasks.start_soon(Loop("definition", self._note_definition).run)
-            tasks.start_soon(Loop("refill", self._refill_remote).run)
-            tasks.start_soon(Loop("embed", self._embed).run)
+            tasks.start_soon(self._loop("definition", self._note_definition).run)
+            tasks.start_soon(self._loop("refill", self._refill_remote).run)
+            tasks.start_soon(self._loop("embed", self._embed).run)
             if self._save_session:
-                tasks.start_soon(Loop("session", self._keep_session).run)
+                tasks.start_soon(self._loop("session", self._keep_session).run)
             for job in self._jobs:
-                tasks.start_soon(Loop(job.name, job.step).run)
+                tasks.start_soon(self._loop(job.name, job.step).run)
+
+    def _loop(self, name: str, step: Step) -> Loop:
+        return Loop(name, step, self._outages)
 
     async def _push(self) -> float:
         if not await self._outbox.anything_queued():
@@ -165,17 +190,19 @@ class Worker:
         self._pushing = True
         try:
             result = await self._pusher.push_once()
-        except Unavailable as error:
+        except (Unavailable, AccessRefused) as error:
             await self._note_outage(error)
             raise
         finally:
             self._pushing = False
-        self._outage_noted = False
+        if result.pushed or result.parked:
+            self._outage_noted = False
         return self._poll if result.busy or not result.pushed else 0.0
 
-    async def _note_outage(self, error: Unavailable) -> None:
+    async def _note_outage(self, error: DionysusError) -> None:
         """Once for each outage; where the local store is the one that is away, there is nobody to tell."""
-        if self._outage_noted:
+        shrinking = isinstance(error, TimedOut) and self._push_loop.attempts < SHRINKING_TRIES
+        if self._outage_noted or shrinking:
             return
         try:
             await self._pusher.note_outage(error)
