@@ -1,11 +1,9 @@
-"""A user who writes at random: everything that SQL lets somebody do to rows of `memories`, and what it should come to."""
+"""A user who writes: what SQL lets somebody do to rows of `memories`, and what it comes to in a plain dictionary."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
 from uuid import UUID
-
-import asyncpg
 
 from tests.faults.oracle import Oracle, State
 from tests.integration.stores import Client, uid
@@ -17,12 +15,12 @@ UPSERT = f"{INSERT} ON CONFLICT (id) DO UPDATE SET content = excluded.content, t
 DELETE = "DELETE FROM memories WHERE id = $1"
 REKEY = "UPDATE memories SET id = $2 WHERE id = $1"
 PROPERTIES = (
-    "UPDATE memories SET source_project = NULL, session_id = gen_random_uuid(), tags = ARRAY[$2, '', $2],"
-    " importance = random() WHERE id = $1"
+    "UPDATE memories SET source_project = NULL, session_id = md5($2)::uuid, tags = ARRAY[$2, '', $2],"
+    " importance = 0.25 WHERE id = $1"
 )
 SAME = "UPDATE memories SET content = content, session_id = session_id WHERE id = $1"
 UPDATE_ALL = "UPDATE memories SET content = content || $2 WHERE id = ANY ($1)"
-INSERT_ALL = "INSERT INTO memories (id, content) SELECT one.id, one.content FROM unnest($1::uuid[], $2::text[]) AS one (id, content)"
+INSERT_ALL = "INSERT INTO memories (id, content) SELECT * FROM unnest($1::uuid[], $2::text[])"
 DELETE_ALL = "DELETE FROM memories WHERE id = ANY ($1)"
 
 
@@ -233,7 +231,3 @@ async def end_connections(client: Client) -> int:
         " WHERE application_name = 'dionysus-sync-mcp' AND datname = current_database()"
     )
     return len(ended)
-
-
-
-
