@@ -762,7 +762,9 @@ WITH page AS MATERIALIZED (
 SELECT max(page.id::text) AS id, (SELECT count(*) FROM free) AS queued FROM page
 
 -- queue_length --
-SELECT count(*) FROM dionysus_sync.sync_queue WHERE parked_at IS NULL
+-- As in `local_state`: exact up to 100,000, an upper bound beyond.
+SELECT count(*) + CASE WHEN count(*) > 100000 THEN (SELECT max(seq) FROM dionysus_sync.sync_queue) - max(seq) ELSE 0 END
+FROM (SELECT seq FROM dionysus_sync.sync_queue WHERE parked_at IS NULL ORDER BY seq LIMIT 100001) AS head
 
 -- anything_queued --
 SELECT EXISTS (SELECT FROM dionysus_sync.sync_queue WHERE parked_at IS NULL)
