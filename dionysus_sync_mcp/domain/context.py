@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Literal
 from uuid import UUID
 
+from dionysus_sync_mcp.domain.memory import is_plain_time
+
 CONTEXT_COLUMNS = {
     "session": ("id", "project_id", "started_at", "last_activity_at", "ended_at", "summary"),
     "project": ("id", "name", "description", "created_at"),
@@ -19,6 +21,8 @@ def broken_row(entity: Literal["session", "project", "reference"], row: Mapping[
         value = row.get(name)
         if not isinstance(value, str) and not (value is None and name in _OPTIONAL):
             return f"{name} is no text"
+        if name.endswith("_at") and isinstance(value, str) and not is_plain_time(value):
+            return f"{name} is no time"
     return next((f"{name} is no UUID" for name in _UUIDS[entity] if not _is_uuid(str(row[name]))), None)
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -161,10 +162,21 @@ def _strings(columns: Mapping[str, str | None], name: str, exact: dict[str, str]
 
 def _time(columns: Mapping[str, str | None], name: str, exact: dict[str, str]) -> str | None:
     text = columns[name]
-    if text is None or _PLAIN_TIME.fullmatch(text):
+    if text is None or is_plain_time(text):
         return text
     exact[name] = json.dumps(text)
     return None
+
+
+def is_plain_time(text: str) -> bool:
+    """Whether it is a time that both stores take and give back unchanged."""
+    if not _PLAIN_TIME.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _with_exact(extra: str | None, exact: Mapping[str, str]) -> str | None:

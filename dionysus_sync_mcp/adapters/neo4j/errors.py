@@ -67,6 +67,8 @@ _NEEDS_A_PERSON = (
     "Neo.ClientError.Database.",
     "Neo.ClientError.General.ForbiddenOnReadOnly",
 )
+# A value that cannot be a time, say: the server calls that an error of the syntax too.
+_DATA_EXCEPTION = "22"
 # The server does not know a word of a statement: that is its version, never the rows.
 _NOT_UNDERSTOOD = {
     "Neo.ClientError.Statement.SyntaxError",
@@ -95,7 +97,7 @@ def _from_server(error: Neo4jError) -> DionysusError:
     text = _text(error)
     if code.endswith(_OUT_OF_MEMORY):
         return TooLarge(text, where=WHERE)
-    if code in _NOT_UNDERSTOOD:
+    if code in _NOT_UNDERSTOOD and not (error.gql_status or "").startswith(_DATA_EXCEPTION):
         return AccessRefused(text, where=WHERE, hint=_UNSUPPORTED)
     if isinstance(error, AuthError | Forbidden) or code.startswith(_NEEDS_A_PERSON):
         return AccessRefused(text, where=WHERE, hint=_ACT)

@@ -14,7 +14,7 @@ from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_r
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS, retry_delay
 from dionysus_sync_mcp.domain.context import broken_row
 from dionysus_sync_mcp.domain.errors import DionysusError, LineageMoved, Refused, Unavailable
-from dionysus_sync_mcp.domain.memory import Version, properties_of
+from dionysus_sync_mcp.domain.memory import Version, is_plain_time, properties_of
 from dionysus_sync_mcp.engine.ports import (
     Conflict,
     LiveVersion,
@@ -124,9 +124,8 @@ class PostgresClaim:
         return {r["id"]: LiveVersion(r["version"], r["content"] or "", r["confirmed"]) for r in records}
 
     async def has_entry(self, entry_id: str) -> bool:
-        """See `Claim.has_entry`."""
-        claimed = any(entry.id == entry_id for entry in self.entries)
-        return claimed or bool(await self._connection.fetchval(self._sql["has_entry"], entry_id))
+        """See `Claim.has_entry`. The claim's own entries are asked for too: another process may have settled them."""
+        return bool(await self._connection.fetchval(self._sql["has_entry"], entry_id))
 
     async def settle(self, settlement: Settlement) -> None:
         """See `Claim.settle`. The user's table may be gone, or refuse a change: that never stops the queue."""
@@ -342,6 +341,8 @@ def _check_numbers(record: "asyncpg.Record") -> None:
         raise ValueError("a version out of bounds")
     if record["sync_version"] == 0:
         raise ValueError("a version of 0")
+    if not is_plain_time(record["changed_at"]):
+        raise ValueError("a time out of bounds")
     if record["image_id"] != record["memory_id"]:
         raise ValueError("the row has another id than the entry")
 
