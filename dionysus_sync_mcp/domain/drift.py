@@ -4,7 +4,7 @@ The classes are those of anti-entropy in systems that compare two stores: only o
 claim the same version. What a memory's change that still waits explains is no drift; the caller leaves it out.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -20,7 +20,7 @@ DriftClass = Literal[
     "duplicate_there",
     "unversioned_there",
 ]
-Action = Literal["send", "send_above", "delete_again", "restore", "pull", "decide", "merge", "version", "ask"]
+Action = Literal["send", "send_above", "delete_again", "restore", "pull", "decide", "keep_here", "merge", "version"]
 Side = Literal["local", "remote"]
 Reason = Literal["sweep", "wiped", "gap", "person"]
 
@@ -55,6 +55,7 @@ _REPAIRS: dict[DriftClass, Action] = {
 }
 # What the program mends unasked: only what brings this store's own changes to the remote, and never touches a row here.
 _UNASKED: dict[Reason, frozenset[DriftClass]] = {
+    "person": frozenset(),
     "sweep": frozenset({"missing_there", "older_there"}),
     "wiped": frozenset({"missing_there", "older_there", "deleted_there", "deleted_here"}),
     "gap": frozenset({"missing_there", "older_there", "deleted_there", "deleted_here", "different"}),
@@ -116,12 +117,16 @@ def confirmed(first: Facts, second: Facts) -> bool:
     return first == second
 
 
-def repair_of(drift: DriftClass, prefer: Side | None) -> Action | None:
-    """What a repair does about a class; `None`: it leaves it, since the preferred side says nothing against it.
+def repair_of(drift: DriftClass, prefer: Side | None, reason: Reason = "person") -> Action | None:
+    """What a repair does about a class; `None`: it leaves it, since it was not asked for, or by the preferred side.
 
     Args:
         prefer: Which side counts, where a person has decided on it, since this database went back in time.
+        reason: `sweep`: the regular look. `wiped`: the remote store lost memories or was replaced by an older one.
+            `gap`: changes were not captured for a while. `person`: somebody has asked for the repair.
     """
+    if reason != "person":
+        return _unasked_repair(drift, reason)
     if prefer == "remote" and drift == "different":
         return "pull"
     if prefer == "local" and drift in ("different", "older_here", "deleted_there"):
@@ -129,6 +134,12 @@ def repair_of(drift: DriftClass, prefer: Side | None) -> Action | None:
     if prefer == "local" and drift == "missing_here":
         return None
     return _REPAIRS[drift]
+
+
+def _unasked_repair(drift: DriftClass, reason: Reason) -> Action | None:
+    if drift not in _UNASKED[reason]:
+        return None
+    return "keep_here" if drift == "different" else _REPAIRS[drift]
 
 
 def winner(here_updated_at: str | None, there_updated_at: str | None) -> Side:
@@ -139,16 +150,6 @@ def winner(here_updated_at: str | None, there_updated_at: str | None) -> Side:
 def rolled_back(older_here: int, rows: int) -> bool:
     """Whether so many rows are behind the remote that this database must be an older one."""
     return older_here > FEW_ROWS or older_here > max(1, FEW_SHARE * rows)
-
-
-def unasked(reason: Reason) -> Collection[DriftClass]:
-    """The classes that the program mends without being asked.
-
-    Args:
-        reason: `sweep`: the regular look. `wiped`: the remote store lost memories or was replaced by an older one.
-            `gap`: changes were not captured for a while. `person`: nothing is unasked.
-    """
-    return _UNASKED.get(reason, frozenset())
 
 
 def left(found: Mapping[DriftClass, int], repaired: Mapping[DriftClass, int]) -> int:

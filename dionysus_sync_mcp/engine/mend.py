@@ -35,6 +35,7 @@ class Mender:
             "restore": self._restore,
             "pull": self._pull,
             "decide": self._decide,
+            "keep_here": self._keep_here,
             "merge": self._merge,
             "version": self._version,
         }
@@ -66,13 +67,22 @@ class Mender:
         return await self._local.pull(seen, await self._as_seen(seen))
 
     async def _decide(self, seen: Sequence[Seen], store: str) -> int:
+        sent, pulled = await self._winners(seen)
+        mended = await self._pull(pulled, store) if pulled else 0
+        return mended + (await self._send_above(sent, store) if sent else 0)
+
+    async def _keep_here(self, seen: Sequence[Seen], store: str) -> int:
+        sent, _ = await self._winners(seen)
+        return await self._send_above(sent, store) if sent else 0
+
+    async def _winners(self, seen: Sequence[Seen]) -> tuple[list[Seen], list[Seen]]:
+        """Those of which this side wins, and those of which the remote does."""
         there = {memory.id: memory.updated_at for memory in await self._as_seen(seen)}
         here = {c.memory_id: c.newest.properties.updated_at for c in await self._local.states(seen)}
         both = [one for one in seen if one.memory_id in there and one.memory_id in here]
-        pulled = [one for one in both if winner(here[one.memory_id], there[one.memory_id]) == "remote"]
-        sent = [one for one in both if winner(here[one.memory_id], there[one.memory_id]) == "local"]
-        mended = await self._pull(pulled, store) if pulled else 0
-        return mended + (await self._send_above(sent, store) if sent else 0)
+        wins = {one.memory_id: winner(here[one.memory_id], there[one.memory_id]) for one in both}
+        sent = [one for one in both if wins[one.memory_id] == "local"]
+        return sent, [one for one in both if wins[one.memory_id] == "remote"]
 
     async def _merge(self, seen: Sequence[Seen], _store: str) -> int:
         merged = await self._remote.merge_duplicates([one.memory_id for one in seen])

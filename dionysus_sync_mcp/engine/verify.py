@@ -5,11 +5,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from dionysus_sync_mcp.domain.drift import ACTIONS, DriftClass, Reason, Side, left, repair_of, rolled_back, unasked
+from dionysus_sync_mcp.domain.drift import ACTIONS, DriftClass, Reason, Side, left, repair_of, rolled_back
 from dionysus_sync_mcp.domain.text import line
 from dionysus_sync_mcp.engine.compare import Comparer, Comparison, Kind, Progress
 from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports import (
+    Due,
     Installation,
     LocalComparison,
     LocalMending,
@@ -25,6 +26,7 @@ LOOK_SECONDS = 5.0
 FULL_EVERY = 12
 # A comparison that takes long is made more seldom: no more than this part of the time goes into it.
 BUSY_SHARE = 50
+REPEAT_SHARE = 5
 LIMIT = 1000
 UNASKED_LIMIT = 10_000
 REBUILD_PAGE = 1000
@@ -45,8 +47,17 @@ class _Repair:
     mended: dict[DriftClass, int] = field(default_factory=dict)
     asks: bool = False
 
-    def may(self, drift: DriftClass) -> bool:
-        return self.reason == "person" or drift in unasked(self.reason)
+    def leaves(self, drift: DriftClass, number: int) -> bool:
+        """Whether it was not this repair's business, or the remote's content was the later one."""
+        action = repair_of(drift, self.prefer, self.reason)
+        return action is None or (action == "keep_here" and self.mended.get(drift, 0) < number)
+
+    def goes_on(self, found: Comparison) -> bool:
+        """Whether another round would mend more."""
+        beyond = found.unlooked or any(
+            len(seen) > self.limit for drift, seen in found.drift.items() if drift in self.mended
+        )
+        return bool(beyond and any(self.mended.values()))
 
 
 class Verifier:
@@ -109,12 +120,7 @@ class Verifier:
         if await self._local.obstacle():
             return LOOK_SECONDS
         if due := await self._local.due():
-            reason: Reason = "gap" if due.gap else "wiped"
-            report, found = await self._verify("full", _Repair(reason, UNASKED_LIMIT, None, dry_run=False))
-            known = found.oldest_waiting_at is None or found.oldest_waiting_at > due.since
-            if report.result != "skipped" and known and not found.unlooked and not _may_go_on(report, reason):
-                await self._local.settle_due(due)
-            return LOOK_SECONDS
+            return await self._compare_as_due(due)
         if kind := await self._kind_due():
             await self._verify(kind, _Repair("sweep", UNASKED_LIMIT, None, dry_run=False))
         return LOOK_SECONDS
@@ -131,6 +137,16 @@ class Verifier:
                 await on_progress(total, None, f"{total} memories queued")
             last, queued = await self._mending.send_all(last, REBUILD_PAGE)
         return total
+
+    async def _compare_as_due(self, due: Due) -> float:
+        repair = _Repair("gap" if due.gap else "wiped", UNASKED_LIMIT, None, dry_run=False)
+        _, found = await self._verify("full", repair)
+        # What was captured before the reason came up may be followed by a change that was not.
+        early = found.oldest_waiting_at is not None and found.oldest_waiting_at <= due.since
+        if found.skipped or early or repair.goes_on(found):
+            return max(LOOK_SECONDS, REPEAT_SHARE * self._took)
+        await self._local.settle_due(due)
+        return LOOK_SECONDS
 
     async def _kind_due(self) -> Kind | None:
         if not self._seconds:
@@ -168,8 +184,8 @@ class Verifier:
         if repair.dry_run:
             return
         for drift, seen in found.drift.items():
-            action = repair_of(drift, repair.prefer)
-            if action is None or not repair.may(drift) or (drift == "older_here" and repair.asks):
+            action = repair_of(drift, repair.prefer, repair.reason)
+            if action is None or (drift == "older_here" and repair.asks):
                 continue
             repair.mended[drift] = await self._mender.mend(action, seen[: repair.limit], store)
         if repair.prefer and not found.unlooked and not _undecided(counts, repair):
@@ -211,13 +227,6 @@ def _undecided(counts: dict[DriftClass, int], repair: _Repair) -> int:
     if repair.prefer == "local":
         classes = ("older_here", "different", "deleted_there")
     return sum(max(0, counts.get(drift, 0) - repair.mended.get(drift, 0)) for drift in classes)
-
-
-def _may_go_on(report: VerifyReport, reason: Reason) -> bool:
-    """Whether another round would mend more."""
-    return any(
-        number > report.repaired.get(drift, 0) for drift, number in report.counts.items() if drift in unasked(reason)
-    )
 
 
 def _report(
@@ -304,8 +313,8 @@ def _event(report: VerifyReport, repair: _Repair | None) -> SyncEvent | None:
 
 
 def _alerts(found: Comparison, repair: _Repair) -> list[NewAlert]:
-    """One for each class that nobody mends unasked; the same memories in the same class are the same event."""
-    return [_alert(drift, seen) for drift, seen in found.drift.items() if not repair.may(drift)]
+    """One for each class that was not mended unasked; the same memories in the same class are the same event."""
+    return [_alert(drift, seen) for drift, seen in found.drift.items() if repair.leaves(drift, len(seen))]
 
 
 def _alert(drift: DriftClass, seen: Sequence[Seen]) -> NewAlert:

@@ -17,7 +17,6 @@ from dionysus_sync_mcp.domain.drift import (
     left,
     repair_of,
     rolled_back,
-    unasked,
     winner,
 )
 
@@ -129,11 +128,14 @@ def test_many_older_rows_are_a_database_that_went_back(older: int, rows: int, ex
 
 
 @pytest.mark.promise("P7")
-@pytest.mark.parametrize("reason", get_args(Reason))
+@pytest.mark.parametrize("reason", ["sweep", "wiped", "gap"])
 def test_nothing_is_ever_changed_here_unasked(reason: Reason) -> None:
     """What the background loop mends by itself only brings this store's changes to the remote."""
-    assert not {"missing_here", "older_here"} & set(unasked(reason))
-    assert ("different" in unasked(reason)) == (reason == "gap")
+    actions = {drift: repair_of(drift, None, reason) for drift in get_args(DriftClass)}
+    assert set(actions.values()) <= {None, "send", "delete_again", "keep_here"}
+    assert actions["older_there"] == actions["missing_there"] == "send"
+    assert (actions["deleted_here"] == "delete_again") == (reason != "sweep")
+    assert (actions["different"] == "keep_here") == (reason == "gap")
 
 
 def test_what_is_left_is_counted_by_class() -> None:
