@@ -1,0 +1,326 @@
+"""The use-case verify on in-memory stores: what counts as drift, what is mended by whom, and what people are told."""
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from dionysus_sync_mcp.domain.drift import DriftClass
+from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.engine import compare
+from dionysus_sync_mcp.engine.compare import Comparer
+from dionysus_sync_mcp.engine.mend import Mender
+from dionysus_sync_mcp.engine.ports import Due, NewAlert, Seen
+from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.verify import FULL_EVERY, LOOK_SECONDS, Verifier
+from tests.engine.memory_local import START, MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
+from tests.engine.memory_verify import MemoryComparing, MemoryVerifying
+
+SECONDS = 300.0
+
+
+@dataclass
+class Bench:
+    """Both stores and the use-cases on them."""
+
+    local: MemoryLocal = field(default_factory=MemoryLocal)
+    remote: MemoryRemote = field(default_factory=MemoryRemote)
+    alerts: list[NewAlert] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.here = MemoryVerifying(self.local)
+        self.there = MemoryComparing(self.remote)
+        self.pusher = Pusher(self.local, self.remote, self.remote)
+        mender = Mender(self.here, self.there, self.remote, self.remote, self.local)
+        comparer = Comparer(self.here, self.there, pause=0)
+        self.verifier = Verifier(
+            comparer, mender, self.here, self.here, self.remote, self.local, alert=self._alert, seconds=SECONDS
+        )
+
+    async def _alert(self, alerts: list[NewAlert]) -> int:
+        self.alerts += alerts
+        return len(alerts)
+
+    async def push(self) -> None:
+        """Until nothing is left."""
+        while (step := await self.pusher.push_once()).pushed or step.parked:
+            pass
+
+    async def mended(self, counts: dict[DriftClass, int]) -> None:
+        """Exactly this is found and mended, and nothing is left."""
+        assert (await self.verifier.verify_once("deep")).counts == counts
+        report = await self.verifier.verify_once("deep", repair=True, dry_run=False)
+        assert (report.repaired, report.result) == (counts, "clean")
+        await self.push()
+        assert (await self.verifier.verify_once("deep")).counts == {}
+
+
+def uid(number: int) -> str:
+    """An id."""
+    return str(UUID(int=number))
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    """Ten memories in both stores."""
+    made = Bench()
+    for number in range(1, 11):
+        made.local.write(uid(number), f"text {number}")
+    await made.push()
+    made.local.compare_due = False
+    return made
+
+
+@pytest.mark.parametrize("kind", ["quick", "full", "deep"])
+async def test_equal_stores_are_clean(bench: Bench, kind: compare.Kind) -> None:
+    """Every memory was counted, on both sides; that is on record."""
+    report = await bench.verifier.verify_once(kind)
+    assert (report.result, report.local_memories, report.remote_memories, report.counts) == ("clean", 10, 10, {})
+    assert [(k, result) for k, result, _, _ in bench.here.recorded] == [(kind, "clean")]
+
+
+async def test_a_quick_look_passes_over_the_ids_only_where_the_sums_differ(bench: Bench) -> None:
+    """Sums are asked for first."""
+    await bench.verifier.verify_once("quick")
+    assert bench.there.calls == ["tallies"]
+    del bench.remote.nodes[uid(3)]
+    assert (await bench.verifier.verify_once("quick")).counts == {"missing_there": 1}
+    assert bench.there.calls.count("standing") >= 3
+
+
+@pytest.mark.promise("P1")
+async def test_what_the_remote_lacks_is_sent(bench: Bench) -> None:
+    """Missing, older and dead memories come back to what is here."""
+    del bench.remote.nodes[uid(1)]
+    bench.local.write(uid(2), "newer")
+    old = bench.remote.nodes[uid(2)]
+    await bench.push()
+    bench.remote.nodes[uid(2)] = old
+    dead = bench.remote.nodes[uid(3)]
+    bench.remote.nodes[uid(3)] = replace(dead, memory=dead.memory._replace(deleted_at=START.isoformat(), version=7))
+    await bench.mended({"missing_there": 1, "older_there": 1, "deleted_there": 1})
+    assert bench.remote.nodes[uid(2)].memory.content == "newer"
+    assert bench.remote.nodes[uid(3)].memory.deleted_at is None
+
+
+@pytest.mark.promise("P7")
+async def test_a_deleted_memory_that_lives_there_is_deleted_again_and_a_lost_one_restored(bench: Bench) -> None:
+    """What tells them apart is the delete on record."""
+    live = bench.remote.nodes[uid(1)]
+    bench.local.delete(uid(1))
+    await bench.push()
+    assert bench.local.deletions
+    bench.remote.nodes[uid(1)] = live
+    del bench.local.table[uid(2)]
+    await bench.mended({"deleted_here": 1, "missing_here": 1})
+    assert bench.remote.nodes[uid(1)].memory.deleted_at
+    assert bench.local.table[uid(2)].properties.content == "text 2"
+
+
+@pytest.mark.promise("P4")
+async def test_what_is_overwritten_is_kept_in_the_history_first(bench: Bench) -> None:
+    """On either side."""
+    row = bench.local.table[uid(1)]
+    bench.local.table[uid(1)] = replace(row, properties=row.properties._replace(content="bypassed"))
+    node = bench.remote.nodes[uid(2)]
+    newer = node.memory._replace(version=5, content_hash=bench.local.table[uid(2)].content_hash)
+    bench.remote.nodes[uid(2)] = replace(node, memory=newer)
+    await bench.mended({"different": 1, "older_here": 1})
+    assert bench.there.kept == [f"{uid(1)} as found", f"{uid(2)} text 2 of store"]
+    assert bench.remote.nodes[uid(1)].memory.content == "bypassed"
+
+
+async def test_contents_duplicates_and_history_are_looked_at(bench: Bench) -> None:
+    """A content that is not what its hash says, two nodes of one memory, a version that is not in the history."""
+    node = bench.remote.nodes[uid(1)]
+    bench.remote.nodes[uid(1)] = replace(node, memory=node.memory._replace(content="garbled"))
+    bench.there.duplicates = [uid(2)]
+    bench.there.unversioned = {uid(3)}
+    await bench.mended({"corrupt_there": 1, "unversioned_there": 1, "duplicate_there": 1})
+    assert bench.remote.nodes[uid(1)].memory.content == "text 1"
+
+
+@pytest.mark.parametrize("side", ["here", "there"])
+async def test_a_difference_that_moves_between_two_looks_is_none(bench: Bench, side: str) -> None:
+    """Somebody writes and pushes all the time."""
+    del bench.remote.nodes[uid(1)]
+    looks = 0
+
+    async def write() -> None:
+        nonlocal looks
+        looks += 1
+        if side == "here":
+            bench.local.write(uid(1), f"change {looks}")
+            bench.local.entries.clear()
+        else:
+            bench.remote.nodes[uid(1)] = replace(bench.remote.nodes[uid(2)], origin=f"store {looks}")
+
+    bench.here.meanwhile = write
+    assert (await bench.verifier.verify_once("full")).counts == {}
+    assert looks == 2
+
+
+async def test_a_row_that_changed_before_it_was_mended_is_left_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repair compares once more."""
+    del bench.remote.nodes[uid(1)]
+    send = bench.here.send
+
+    async def change_first(seen: list[Seen]) -> int:
+        bench.local.write(uid(1), "changed")
+        return await send(seen)
+
+    monkeypatch.setattr(bench.here, "send", change_first)
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    assert (report.counts, report.repaired, report.result) == ({"missing_there": 1}, {"missing_there": 0}, "drift")
+
+
+async def test_one_memory_that_is_refused_does_not_keep_others_from_being_mended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is halved until it stands alone."""
+    for number in range(1, 6):
+        del bench.remote.nodes[uid(number)]
+    send = bench.here.send
+
+    async def refuse_one(seen: list[Seen]) -> int:
+        if any(one.memory_id == uid(2) for one in seen):
+            raise Refused("no")
+        return await send(seen)
+
+    monkeypatch.setattr(bench.here, "send", refuse_one)
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    assert report.repaired == {"missing_there": 4}
+
+
+async def test_no_more_differences_than_fit_are_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is counted and said (P10)."""
+    monkeypatch.setattr(compare, "MOST_DIFFERENCES", 4)
+    bench.remote.nodes.clear()
+    report = await bench.verifier.verify_once("full")
+    assert report.counts == {"missing_there": 4}
+    assert any(warning.startswith("6 more differ") for warning in report.warnings)
+
+
+@pytest.mark.promise("P8")
+async def test_a_repair_is_audited_once_and_a_dry_run_not(bench: Bench) -> None:
+    """One row for a round, which says how many of which class."""
+    del bench.remote.nodes[uid(1)]
+    del bench.local.table[uid(2)]
+    await bench.verifier.verify_once("full", repair=True)
+    await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    events = [event for _, _, _, event in bench.here.recorded]
+    assert events[0] is None
+    assert events[1] is not None
+    assert events[1].error_message in (
+        "repair: 1 missing_there, 1 missing_here",
+        "repair: 1 missing_here, 1 missing_there",
+    )
+
+
+@pytest.mark.promise("P7")
+async def test_many_older_rows_wait_for_a_person(bench: Bench) -> None:
+    """Nothing is pulled; with a side preferred, the store goes on under a new epoch."""
+    for number in (1, 2, 3):
+        node = bench.remote.nodes[uid(number)]
+        bench.remote.nodes[uid(number)] = replace(node, memory=node.memory._replace(version=4))
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    assert (report.counts, report.repaired) == ({"older_here": 3}, {})
+    assert "--prefer" in report.next_step
+    some = await bench.verifier.verify_once("full", repair=True, dry_run=False, prefer="local", limit=2)
+    assert (some.repaired, bench.here.epochs) == ({"older_here": 2}, 0)
+    await bench.push()
+    rest = await bench.verifier.verify_once("full", repair=True, dry_run=False, prefer="local")
+    assert (rest.result, bench.here.epochs) == ("clean", 1)
+    await bench.push()
+    assert [bench.remote.nodes[uid(n)].memory.version for n in (1, 2, 3)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("ages", "kind"),
+    [
+        ((None, None), "full"),
+        ((SECONDS - 1, None), None),
+        ((SECONDS, SECONDS), "quick"),
+        ((SECONDS, FULL_EVERY * SECONDS), "full"),
+        ((SECONDS, None), "full"),
+    ],
+)
+async def test_sweeps_are_made_when_it_is_time(
+    bench: Bench, ages: tuple[float | None, float | None], kind: str | None
+) -> None:
+    """Mostly quick ones, whichever process made the last."""
+    bench.here.ages_ = ages
+    assert await bench.verifier.check_once() == LOOK_SECONDS
+    assert [k for k, *_ in bench.here.recorded] == ([kind] if kind else [])
+
+
+async def test_a_sweep_tells_people_of_what_it_does_not_mend(bench: Bench) -> None:
+    """The same drift has the same key, so it is told once."""
+    del bench.remote.nodes[uid(1)]
+    del bench.local.table[uid(2)]
+    await bench.verifier.check_once()
+    await bench.verifier.check_once()
+    assert uid(2) not in bench.local.table
+    await bench.push()
+    assert uid(1) in bench.remote.nodes
+    assert {alert.key.split(":")[1] for alert in bench.alerts} == {"missing_here"}
+    assert len({alert.key for alert in bench.alerts}) == 1
+
+
+@pytest.mark.parametrize("gap", [True, False])
+async def test_a_content_that_differs_is_sent_only_after_a_gap(bench: Bench, gap: bool) -> None:
+    """Elsewhere it may be the remote that is right."""
+    row = bench.local.table[uid(1)]
+    bench.local.table[uid(1)] = replace(row, properties=row.properties._replace(content="bypassed"))
+    bench.here.due_ = Due(START, gap)
+    await bench.verifier.check_once()
+    await bench.push()
+    assert (bench.remote.nodes[uid(1)].memory.content == "bypassed") == gap
+    assert bool(bench.alerts) != gap
+    assert bench.here.due_ is None
+
+
+async def test_a_later_content_of_the_remote_is_not_overwritten_unasked(bench: Bench) -> None:
+    """People are told of it."""
+    node = bench.remote.nodes[uid(1)]
+    later = node.memory._replace(content="theirs", content_hash="f00d", updated_at="9000-01-01T00:00:00+00:00")
+    bench.remote.nodes[uid(1)] = replace(node, memory=later)
+    bench.here.due_ = Due(START, True)
+    await bench.verifier.check_once()
+    await bench.push()
+    assert bench.remote.nodes[uid(1)].memory.content == "theirs"
+    assert bench.local.table[uid(1)].properties.content == "text 1"
+    assert [alert.details["class"] for alert in bench.alerts] == ["different"]
+
+
+async def test_a_comparison_stays_due_while_earlier_changes_wait(bench: Bench) -> None:
+    """A change that went by the capture may follow one that was captured."""
+    bench.here.due_ = Due(START, True)
+    bench.here.oldest_at = START - timedelta(seconds=1)
+    await bench.verifier.check_once()
+    assert bench.here.due_ is not None
+    bench.here.oldest_at = START + timedelta(seconds=1)
+    await bench.verifier.check_once()
+    assert bench.here.due_ is None
+
+
+async def test_a_table_that_is_gone_is_not_compared(bench: Bench) -> None:
+    """Nor is anything recorded or sent by itself."""
+    bench.local.rows = None
+    assert await bench.verifier.check_once() == LOOK_SECONDS
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    assert (report.result, report.repaired) == ("skipped", {})
+    assert "missing" in report.warnings[0]
+
+
+async def test_a_rebuild_queues_every_row_once(bench: Bench) -> None:
+    """A row that has something queued is on its way anyway."""
+    bench.local.write(uid(1), "on its way")
+    assert await bench.verifier.rebuild_once() == 9
+    assert await bench.verifier.rebuild_once() == 0
+    await bench.push()
+    assert (await bench.verifier.verify_once("deep")).result == "clean"
