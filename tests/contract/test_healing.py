@@ -1,0 +1,252 @@
+"""Connections to a peer that is lost are given up in time, and none of them is used again."""
+
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+import asyncpg
+import pytest
+from neo4j.exceptions import Neo4jError
+from pydantic import SecretStr
+
+from dionysus_sync_mcp.adapters.neo4j import RemoteStore
+from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.domain.errors import AccessRefused, TimedOut, Unavailable
+from dionysus_sync_mcp.engine.ports import RemoteBatch
+from tests.contract.remote_bench import LAPTOP, change, version
+from tests.faults.proxy import Proxy, Slowness, open_proxy
+from tests.services.local_store import opened
+from tests.services.postgres import execute
+from tests.services.waiting import until
+
+pytestmark = pytest.mark.promise("P9")
+
+DIMENSIONS = 768
+SECONDS = 0.5
+# On a busy machine; what hangs would hang for hours.
+SOON = 15.0
+SLEEP = "SELECT pg_sleep(60)"
+GIVEN_UP = "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND query = $1"
+
+
+@pytest.fixture
+async def postgres_proxy(migrated_database_url: str) -> AsyncIterator[Proxy]:
+    """The way to the local store."""
+    async with open_proxy(migrated_database_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def database(migrated_database_url: str, postgres_proxy: Proxy) -> AsyncIterator[Database]:
+    """Our access to the local store, by that way."""
+    async with opened(postgres_proxy.through(migrated_database_url)) as database:
+        yield database
+
+
+@pytest.fixture
+async def neo4j_proxy(empty_neo4j: str) -> AsyncIterator[Proxy]:
+    """The way to the remote store."""
+    async with open_proxy(empty_neo4j) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def remote(empty_neo4j: str, neo4j_proxy: Proxy) -> AsyncIterator[RemoteStore]:
+    """Our access to the remote store, by that way, with short deadlines."""
+    uri = neo4j_proxy.through(empty_neo4j)
+
+    async def address() -> str:
+        return uri
+
+    store = RemoteStore(address, "neo4j", SecretStr(""), "neo4j", DIMENSIONS, "english", look_seconds=2.0)
+    await store.prepare()
+    yield store
+    await store.close()
+
+
+async def one(database: Database, seconds: float = SECONDS) -> int:
+    """A value from the local store."""
+    async with database.connection(seconds, seconds) as connection:
+        return int(await connection.fetchval("SELECT 1"))
+
+
+async def fill(database: Database, count: int) -> None:
+    """Put as many connections into the pool."""
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(sleep_a_little, database)
+
+
+async def sleep_a_little(database: Database) -> None:
+    """Use a connection for so long that others need one of their own."""
+    async with database.connection(SOON) as connection:
+        await connection.execute("SELECT pg_sleep(0.3)")
+
+
+async def test_one_hung_statement_takes_all_idle_connections_out_of_the_pool(
+    database: Database, postgres_proxy: Proxy
+) -> None:
+    """Else each of them would hang until its deadline, one after the other."""
+    await fill(database, 4)
+    await postgres_proxy.blackhole()
+    assert postgres_proxy.engaged["blackhole"] >= 4
+    with pytest.raises(Unavailable) as caught:
+        await one(database)
+    assert not isinstance(caught.value, TimedOut)
+    await postgres_proxy.heal()
+    assert await one(database, SOON) == 1
+
+
+async def test_a_claim_that_hangs_ends_in_time_and_its_lock_with_it(
+    migrated_database_url: str, database: Database, postgres_proxy: Proxy
+) -> None:
+    """The server does not know that the peer is lost, and would keep the lock; the next connection has it ended."""
+    outbox = PostgresOutbox(database)
+    async with outbox.claim(10, 10_000, SOON):
+        pass
+    started = time.monotonic()
+    with pytest.raises(TimedOut):
+        await lost_within(outbox, postgres_proxy)
+    assert time.monotonic() - started < SOON / 3, "neither the rollback nor the release waits for the peer"
+    assert postgres_proxy.engaged["blackhole"]
+    async with opened(migrated_database_url) as other, PostgresOutbox(other).claim(1, 1, SOON) as held:
+        assert held is None, "the lost connection still has the lock"
+    await postgres_proxy.heal()
+    with anyio.fail_after(SOON):
+        while True:
+            async with outbox.claim(10, 10_000, SOON) as claim:
+                if claim is not None:
+                    break
+
+
+async def lost_within(outbox: PostgresOutbox, proxy: Proxy) -> None:
+    """A claim whose connection is lost while it is held."""
+    async with outbox.claim(10, 10_000, SECONDS) as claim:
+        assert claim is not None
+        await proxy.blackhole()
+        await claim.live_versions([])
+
+
+async def sleep_long(database: Database, *before: str, patience: float = SECONDS) -> None:
+    """A statement that the server is at for a minute, after others."""
+    async with database.transaction(patience=patience) if before else database.connection(patience=patience) as line:
+        for statement in before:
+            await line.fetchval(statement)
+        await line.execute(SLEEP)
+
+
+async def test_a_cancelled_statement_does_not_wait_for_a_lost_peer(database: Database, postgres_proxy: Proxy) -> None:
+    """A tool that must answer in time does."""
+    assert await one(database, SOON) == 1
+    await postgres_proxy.blackhole()
+    started = time.monotonic()
+    with anyio.move_on_after(SECONDS) as scope:
+        await sleep_long(database, "SELECT 1", patience=SOON)
+    assert scope.cancelled_caught
+    assert time.monotonic() - started < 4
+
+
+async def test_a_slow_statement_is_told_from_a_server_that_is_away(migrated_database_url: str) -> None:
+    """Only of a server that has answered it is known that a smaller piece of work may help."""
+    async with opened(migrated_database_url) as database:
+        with pytest.raises(Unavailable) as away:
+            await sleep_long(database)
+        with pytest.raises(TimedOut):
+            await sleep_long(database, "SELECT 1")
+        assert type(away.value) is Unavailable
+
+        async def given_up() -> bool:
+            async with database.connection(SOON, SOON) as connection:
+                return bool(await connection.fetchval(GIVEN_UP, SLEEP))
+
+        await until(given_up, what="what nobody waits for is ended", seconds=SOON)
+
+
+async def test_health_tells_the_server_from_a_dead_pool(database: Database, postgres_proxy: Proxy) -> None:
+    """It looks over a connection of its own."""
+    assert await one(database, SOON) == 1
+    await postgres_proxy.blackhole()
+    dead = await database.health(SECONDS)
+    assert (dead.up, dead.error) == (False, "no answer within 0.5 s")
+    await postgres_proxy.heal()
+    assert (await database.health(SOON)).up
+
+
+async def test_settings_of_the_database_stay_overridden_when_a_connection_is_used_again(
+    migrated_database_url: str,
+) -> None:
+    """`transaction_timeout` too, which older servers do not know and so cannot be told when connecting."""
+    async with opened(migrated_database_url) as database, database.connection() as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        new = bool(await connection.fetchval("SELECT current_setting('transaction_timeout', true) IS NOT NULL"))
+    settings = ["statement_timeout", *(["transaction_timeout"] if new else [])]
+    for setting in settings:
+        await execute(migrated_database_url, f'ALTER DATABASE "{name}" SET {setting} = 77')
+    async with opened(migrated_database_url) as database:
+        for _ in range(2):
+            async with database.connection() as connection:
+                found = [await connection.fetchval("SELECT current_setting($1)", s) for s in settings]
+                assert found == ["0"] * len(settings)
+    plain = await asyncpg.connect(migrated_database_url)
+    assert await plain.fetchval("SELECT current_setting('statement_timeout')") == "77ms"
+    await plain.close()
+
+
+async def test_a_remote_store_that_is_lost_and_found_again_is_used_at_once(
+    remote: RemoteStore, neo4j_proxy: Proxy
+) -> None:
+    """The call that hung ends in time; the next one takes none of the old connections."""
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(remote.counts)
+    await neo4j_proxy.blackhole()
+    assert neo4j_proxy.engaged["blackhole"] >= 2
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        await remote.write(RemoteBatch(LAPTOP, [change(version(1))], seconds=SECONDS))
+    assert type(caught.value) is Unavailable
+    assert time.monotonic() - started < 4
+    assert not (await remote.health(SECONDS)).up
+    await neo4j_proxy.heal()
+    assert (await remote.health(SOON)).up
+    await remote.write(RemoteBatch(LAPTOP, [change(version(1))], seconds=SOON))
+    assert (await remote.counts()).live == 1
+
+
+async def test_a_batch_that_a_narrow_link_does_not_carry_in_time_is_told_from_an_outage(
+    remote: RemoteStore, neo4j_proxy: Proxy
+) -> None:
+    """A smaller one, or more time, gets through."""
+    batch = RemoteBatch(LAPTOP, [change(version(1, content="word " * 20_000))], seconds=SECONDS)
+    await remote.counts()
+    await neo4j_proxy.slow(Slowness(bytes_per_second=50_000))
+    with pytest.raises(TimedOut):
+        await remote.write(batch)
+    assert neo4j_proxy.engaged["slow"]
+    small = RemoteBatch(LAPTOP, [change(version(1, content="word"))], seconds=SOON)
+    assert [o.outcome for o in await remote.write(small)] == ["created"]
+
+
+async def test_a_wrong_password_is_not_sent_again_and_again(
+    remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within ten seconds the process as a whole asks once: a server locks out whoever asks more often."""
+    asked = []
+
+    async def refuse(*_: object) -> None:
+        asked.append("once")
+        raise Neo4jError._hydrate_neo4j(code="Neo.ClientError.Security.Unauthorized", message="wrong password")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(remote._connection, "_value_of", refuse)
+        for _ in range(5):
+            with pytest.raises(AccessRefused, match="wrong password"):
+                await remote.counts()
+        with pytest.raises(AccessRefused):
+            await remote.write(RemoteBatch(LAPTOP, [change(version(1))]))
+        assert len(asked) == 1
+        health = await remote.health(SOON)
+        assert (health.refused, len(asked)) == (True, 2)
+    assert (await remote.health(SOON)).up
+    assert (await remote.counts()).live == 0, "once a look has got in, nobody waits any longer"
