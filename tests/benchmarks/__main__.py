@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dionysus_sync_mcp.settings import Neo4jVersion
-from tests.benchmarks import backlog, capture, drain, latency, recover, start, together
+from tests.benchmarks import backlog, capture, drain, latency, recover, start, together, verify
 from tests.benchmarks.machine import machine
 from tests.benchmarks.results import Section, json_text, merged_entries, merged_markdown
 from tests.benchmarks.stores import Stores
@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[Stores], Awaitable[Section]]] = {
     "latency": latency.benchmark,
     "drain": drain.benchmark,
     "recover": recover.benchmark,
+    "verify": verify.benchmark,
     "together": together.benchmark,
     "backlog": backlog.benchmark,
 }

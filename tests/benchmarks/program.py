@@ -1,6 +1,7 @@
 """The real program in processes of its own, as people run it, and what it did, as its own audit says."""
 
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ PUSHES = """
 SELECT timestamp, record_count FROM dionysus_sync.sync_events
 WHERE direction = 'local_to_remote' AND result = 'success' AND timestamp > $1 ORDER BY timestamp
 """
+WAIT_FOR_LOCK = "SELECT pg_advisory_xact_lock($1)"
 NOW = "SELECT clock_timestamp()"
 
 
@@ -103,7 +105,7 @@ async def worker(database_url: str, neo4j_uri: str) -> AsyncIterator[Process]:
             yield process
         finally:
             if process.returncode is None:
-                process.terminate()
+                process.kill()
             await process.wait()
 
 
@@ -129,10 +131,17 @@ async def status(wire: Wire, number: int) -> dict[str, Any]:
 @asynccontextmanager
 async def queue_held(database_url: str) -> AsyncIterator[None]:
     """Nobody pushes meanwhile: the lock of those who push is waited for, where the program only tries, and kept."""
-    waiting = load_sql()["try_push_lock"].partition(",")[0].replace("pg_try_advisory", "pg_advisory")
     async with bare_postgres(database_url) as connection, connection.transaction():
-        await connection.execute(waiting)
+        await connection.execute(WAIT_FOR_LOCK, push_lock())
         yield
+
+
+def push_lock() -> int:
+    """The key of the advisory lock that whoever pushes holds."""
+    key = re.search(r"pg_try_advisory_xact_lock\((\d+)\)", load_sql()["try_push_lock"])
+    if key is None:
+        raise AssertionError("no advisory lock is taken to push")
+    return int(key[1])
 
 
 async def fill(database_url: str, count: int) -> None:
