@@ -753,7 +753,8 @@ WITH page AS MATERIALIZED (
     SELECT dionysus_row.id, to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image,
            coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
     FROM :memories AS dionysus_row JOIN page ON page.id = dionysus_row.id
-    WHERE NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry WHERE entry.memory_id = dionysus_row.id)
+    WHERE NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry
+                      WHERE entry.memory_id = dionysus_row.id AND entry.superseded_at IS NULL)
     FOR SHARE OF dionysus_row SKIP LOCKED
 ), queued AS (
     INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)

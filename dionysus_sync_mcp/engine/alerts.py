@@ -92,18 +92,16 @@ class AlertWatch:
         self._standing = standing
 
     async def watch_once(self) -> float:
-        """One look; the seconds to wait after it."""
+        """One look; the seconds to wait after it. A remote store that is away keeps no other alert from being raised.
+
+        Raises:
+            Unavailable: A store is away, so that its return is waited for as in every other loop.
+        """
         state = await self._local.state()
         if state.initialised:
-            await self._alerter.raise_alerts(decide_alerts(state, await self._known_standing()))
+            await self._alerter.raise_alerts(decide_alerts(state, None))
+            await self._alerter.raise_alerts(decide_alerts(state, await self._standing()))
         return WATCH_SECONDS
-
-    async def _known_standing(self) -> Standing | None:
-        """A remote store that is away keeps no other alert from being raised."""
-        try:
-            return await self._standing()
-        except DionysusError:
-            return None
 
 
 def decide_alerts(state: LocalState, standing: Standing | None) -> list[NewAlert]:

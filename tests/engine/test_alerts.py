@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dionysus_sync_mcp.domain.errors import SchemaMismatch, Unavailable
+from dionysus_sync_mcp.domain.errors import AccessRefused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.lineage import Standing
 from dionysus_sync_mcp.engine.alerts import LOOK_SECONDS, WATCH_SECONDS, Alerter, AlertWatch, body_of, decide_alerts
-from dionysus_sync_mcp.engine.ports import DueAlert, NewAlert, StoreIdentity
+from dionysus_sync_mcp.engine.ports import DueAlert, LocalState, NewAlert, StoreIdentity
 from dionysus_sync_mcp.engine.pruning import PAGE_SECONDS, PRUNE_SECONDS, UNADOPTED_SECONDS, prune_once
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.test_status_report import LOCAL
@@ -156,18 +156,32 @@ def test_changes_that_failed_for_good_are_an_event_each_time_one_does() -> None:
     assert {a.key for a in decide_alerts(later, "same")} != {alert.key}
 
 
-@pytest.mark.parametrize("failing", [False, True])
-async def test_the_watch_raises_what_it_sees(failing: bool) -> None:
-    """A remote store that is away keeps it from nothing but the comparison."""
-    book, local = Book(), MemoryLocal()
+async def test_the_watch_raises_what_it_sees() -> None:
+    """Once for one event."""
+    book = Book()
 
     async def standing() -> Standing:
-        if failing:
-            raise Unavailable("away")
         return "behind_here"
 
-    assert await AlertWatch(Alerter(book, None), local, standing).watch_once() == WATCH_SECONDS
-    assert [alert.kind for alert in book.alerts.values()] == ([] if failing else ["rolled_back"])
+    watch = AlertWatch(Alerter(book, None), MemoryLocal(), standing)
+    assert [await watch.watch_once() for _ in range(2)] == [WATCH_SECONDS] * 2
+    assert [alert.kind for alert in book.alerts.values()] == ["rolled_back"]
+
+
+async def test_a_remote_that_is_away_keeps_no_other_alert_from_being_raised() -> None:
+    """The failure is the loop's to wait out: a wrong password is not tried again every few seconds."""
+    book = Book()
+
+    class Failed(MemoryLocal):
+        async def state(self) -> LocalState:
+            return replace(await super().state(), parked=1, failed=1, last_failed_at=NOW)
+
+    async def standing() -> Standing:
+        raise AccessRefused("wrong password")
+
+    with pytest.raises(AccessRefused):
+        await AlertWatch(Alerter(book, None), Failed(), standing).watch_once()
+    assert [alert.kind for alert in book.alerts.values()] == ["failed_for_good"]
 
 
 async def test_the_watch_leaves_a_database_alone_that_is_not_adopted() -> None:
