@@ -1,6 +1,7 @@
 """Push over what people have done by hand to the queue, the remote store and the databases themselves."""
 
 import json
+from typing import NamedTuple
 
 import pytest
 
@@ -19,7 +20,7 @@ TERMINATE = (
     "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name LIKE 'dionysus%'"
 )
-IDENTITY = "SELECT generation, lineage, compare_since IS NOT NULL FROM dionysus_sync.store_identity"
+IDENTITY = "SELECT generation, lineage::text, compare_since IS NOT NULL FROM dionysus_sync.store_identity"
 HAND_EDITS = {
     "a version that is text": "m.sync_version = 'seven'",
     "a version that is no whole number": "m.sync_version = 7.5",
@@ -38,6 +39,20 @@ async def parked(client: Client) -> list[str]:
     """Why each entry that is parked is."""
     statement = "SELECT last_error FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL ORDER BY seq"
     return [row[0] for row in await client.fetch(statement)]
+
+
+class Remembered(NamedTuple):
+    """What the local store remembers of its pushes."""
+
+    generation: int
+    lineage: str
+    comparison_due: bool
+
+
+async def remembered(client: Client) -> Remembered:
+    """As it stands."""
+    (record,) = await client.fetch(IDENTITY)
+    return Remembered(*record)
 
 
 async def push(program: Runtime) -> int:
@@ -120,7 +135,7 @@ async def test_a_database_from_an_old_dump_pushes_nothing(program: Runtime, clie
     """What it remembers of its pushes is older than what the remote store does."""
     await client.execute(INSERT, uid(1), "first")
     await push(program)
-    generation, lineage, _ = await client.fetchrow(IDENTITY)
+    generation, lineage, _ = await remembered(client)
     await client.execute("UPDATE memories SET content = 'second'")
     await push(program)
     before = await remote_digest(empty_neo4j)
@@ -137,14 +152,14 @@ async def test_after_a_wiped_remote_a_comparison_is_due(program: Runtime, client
     """The push goes on, and both stores remember it."""
     await client.execute(INSERT, uid(1), "first")
     await push(program)
-    assert (await client.fetchrow(IDENTITY))[2] is False
+    assert not (await remembered(client)).comparison_due
     await graph(empty_neo4j, "MATCH (n) DETACH DELETE n")
     await client.execute(INSERT, uid(2), "second")
     assert await push(program) == 1
-    generation, lineage, due = await client.fetchrow(IDENTITY)
+    generation, lineage, due = await remembered(client)
     there = await program.remote.lineage((await program.outbox.identity()).id)
     assert there is not None
-    assert (due, there.last[1:]) == (True, (generation, str(lineage)))
+    assert (due, there.last[1:]) == (True, (generation, lineage))
 
 
 class Paused:
@@ -195,10 +210,10 @@ async def test_a_process_that_was_paused_is_fenced(
         assert writer.overtaken_by is not None
         assert writer.overtaken_by.pushed == 1
         before = await remote_digest(empty_neo4j)
-        generation, lineage, _ = await client.fetchrow(IDENTITY)
+        generation, lineage, _ = await remembered(client)
         there = await program.remote.lineage((await other.outbox.identity()).id)
         assert there is not None
-        assert (there.last[1:], generation) == ((generation, str(lineage)), 1)
+        assert (there.last[1:], generation) == ((generation, lineage), 1)
         await client.execute("UPDATE memories SET content = 'second'")
         assert (await push(other), await parked(client)) == (1, [])
     assert len(before) == 2

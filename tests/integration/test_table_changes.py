@@ -74,7 +74,10 @@ async def test_nothing_is_lost_when_the_table_is_changed(client: Client, empty_n
     await until(whole, what="the remote store has the last change", seconds=SOON)
 
     async def stamped() -> bool:
-        left = await client.fetchval("SELECT count(*) FROM dionysus_sync.sync_queue")
-        return left + await client.fetchval("SELECT count(*) FROM memories WHERE sync_status <> 'synced'") == 0
+        statement = (
+            "SELECT (SELECT count(*) FROM dionysus_sync.sync_queue)"
+            " + (SELECT count(*) FROM memories WHERE sync_status <> 'synced')"
+        )
+        return bool(await client.fetchval(statement) == 0)
 
     await until(stamped, what="every row is synced and nothing is parked", seconds=SOON)
