@@ -255,6 +255,8 @@ def advise(
         standing: Where the local store stands beside what the remote remembers of it, `None` if that is unknown.
     """
     rolled_back = standing == "behind_here"
+    # What a push says of either is not said again.
+    explained = rolled_back or any(not h.up and h.service != "ollama" for h in health)
     found = [
         *([(ROLLED_BACK, DECIDE)] if rolled_back else []),
         *_losses(local, remote),
@@ -262,7 +264,7 @@ def advise(
         *_outages(health, worker),
         *_parked(local),
         *_drift(activity),
-        *_troubles(local, None if rolled_back else worker),
+        *_troubles(local, None if explained else worker),
         *_undelivered(activity),
     ]
     warnings = [warning for warning, _ in found]

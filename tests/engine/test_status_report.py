@@ -161,7 +161,7 @@ def test_what_is_wrong_comes_with_what_to_do(
 
 
 def test_the_worst_comes_first() -> None:
-    """A loss before an outage, an outage before trouble."""
+    """A loss before an outage, an outage before trouble; what the push says of the outage is not said again."""
     local = replace(LOCAL, table_present=False, parked=1)
     health = [
         Health("neo4j", error="no answer", hint="Start it."),
@@ -169,8 +169,9 @@ def test_the_worst_comes_first() -> None:
     ]
     worker = WorkerReport(state="waiting", error="it failed")
     warnings, step = advise(health, local, None, worker, {})
-    assert [w.split()[0] for w in warnings] == ["The", "Neo4j", "Ollama", "1", "The"]
+    assert [w.split()[0] for w in warnings] == ["The", "Neo4j", "Ollama", "1"]
     assert step == RECOVER
+    assert advise(health[1:], LOCAL, REMOTE, worker, {})[0][-1] == "The last push failed: it failed"
 
 
 def test_ollama_alone_asks_nobody_to_act_first() -> None:
