@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import pytest
@@ -30,6 +31,7 @@ from dionysus_sync_mcp.engine.ports import Health, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     CheckReport,
+    Example,
     InitReport,
     InitStep,
     LocalReport,
@@ -41,6 +43,7 @@ from dionysus_sync_mcp.engine.reports import (
     Statistics,
     StatusReport,
     SyncReport,
+    VerifyReport,
 )
 from dionysus_sync_mcp.engine.status import PARKED
 from dionysus_sync_mcp.server.tools import OnProgress
@@ -71,6 +74,8 @@ COMMANDS = [
     ["doctor"],
     ["sync"],
     ["query", "x"],
+    ["verify"],
+    ["verify", "--deep", "--repair", "--yes"],
     ["recover", "--dry-run"],
     ["recover", "--yes"],
     ["session", "show"],
@@ -124,6 +129,29 @@ class FakeRuntime(FakeProgram):
             on_progress=on_progress,
         )
         return report.model_copy(update={"result": "queued"}) if self.incomplete else report
+
+    async def verify(
+        self,
+        kind: Literal["quick", "full", "deep"] = "full",
+        *,
+        repair: bool = False,
+        limit: int = 1000,
+        prefer: Literal["local", "remote"] | None = None,
+        dry_run: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> VerifyReport:
+        self._note((kind, repair, limit, prefer, dry_run, on_progress is not None))
+        if not self.incomplete:
+            return VerifyReport(kind=kind, result="clean", next_step="Nothing to do.", local_memories=3)
+        example = Example(memory_id=MEMORY_ID, excerpt="a lost one")
+        return VerifyReport(
+            kind=kind,
+            result="drift",
+            next_step="Call sync_now, then verify again.",
+            counts={"missing_here": 2},
+            examples={"missing_here": [example]},
+            actions={"missing_here": "the row is restored"},
+        )
 
     async def query(self, request: QueryRequest) -> QueryAnswer:
         answer = await super().query(request)
@@ -203,16 +231,49 @@ def test_error_has_its_exit_code_and_one_line(
     assert (told["kind"], told["what"], told["where"]) == (type(error).__name__, error.what, error.where)
 
 
-@pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["recover", "--yes"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ([], ("full", False, 1000, None, True, True)),
+        (["--deep"], ("deep", False, 1000, None, True, True)),
+        (["--repair"], ("full", True, 1000, None, True, True)),
+        (["--repair", "--yes", "--limit", "7"], ("full", True, 7, None, False, True)),
+        (["--repair", "--prefer", "local", "--yes"], ("full", True, 1000, "local", False, True)),
+    ],
+)
+def test_a_repair_is_a_dry_run_unless_it_is_told_otherwise(
+    program: FakeRuntime, command: list[str], asked: tuple[object, ...]
+) -> None:
+    """Only --repair with --yes changes anything."""
+    assert invoke("verify", *command).exit_code == 0
+    assert program.asked == [asked]
+
+
+@pytest.mark.parametrize("command", [["--yes"], ["--prefer", "remote"], ["--prefer", "neither"], ["--limit", "0"]])
+def test_verify_without_sense_is_wrong_use(program: FakeRuntime, command: list[str]) -> None:
+    """Nothing is compared."""
+    assert (invoke("verify", *command).exit_code, program.asked) == (2, [])
+
+
+def test_differences_are_shown_with_what_a_repair_does(program: FakeRuntime) -> None:
+    """By class, with an example, and commands in the place of tools."""
+    program.incomplete = True
+    shown = invoke("verify").stdout
+    assert all(
+        text in shown for text in ("missing here", "the row is restored", "a lost one", "dionysus-sync-mcp sync")
+    )
+
+
+@pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["verify"], ["recover", "--yes"]], ids=" ".join)
 def test_remote_store_gets_time_to_answer_for_the_first_time(program: FakeRuntime, command: list[str]) -> None:
     """A server that has just been started answers its first question slowly, and a person can wait."""
     invoke(*command)
     assert program.patience == running.PATIENCE_SECONDS
 
 
-@pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["session", "end"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["sync"], ["query", "x"], ["verify"], ["session", "end"]], ids=" ".join)
 def test_what_could_not_be_done_in_full_is_1(program: FakeRuntime, command: list[str]) -> None:
-    """A sync that leaves changes, a search of nothing, a session that had ended."""
+    """A sync that leaves changes, a search of nothing, stores that differ, a session that had ended."""
     program.incomplete = True
     assert invoke(*command).exit_code == 1
 
