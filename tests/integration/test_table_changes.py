@@ -15,7 +15,10 @@ CHANGES = {
     "a column dropped": ["ALTER TABLE memories DROP COLUMN tags", "ALTER TABLE memories DROP COLUMN importance"],
     "a type changed": ["ALTER TABLE memories ALTER COLUMN importance TYPE double precision"],
     "the text's type changed": ["ALTER TABLE memories ALTER COLUMN content TYPE varchar(5000)"],
-    "a type of ours changed": ["ALTER TABLE memories ALTER COLUMN sync_status TYPE text"],
+    "types changed that the program reads": [
+        "ALTER TABLE memories ALTER COLUMN session_id TYPE text",
+        "ALTER TABLE memories ALTER COLUMN updated_at TYPE timestamptz(3)",
+    ],
     "a column renamed": ["ALTER TABLE memories RENAME COLUMN importance TO weight"],
     "all of it": [
         "ALTER TABLE memories ADD COLUMN mood text",
