@@ -215,14 +215,15 @@ SELECT EXISTS (SELECT FROM dionysus_sync.sync_queue WHERE id::text = $1)
 -- claim_entries --
 -- The next entries in seq order: at most $1, and about $2 bytes; with each, what waits of the same memory from before it.
 -- A payload counts by its size in memory. That of a compressed one is known only when it has been unpacked, so the entries
--- are looked at one by one and no further than the bound.
+-- are looked at one by one and no further than the bound. Nothing waits longer than 16 s, so what seems to was made to wait
+-- before the clock jumped back.
 WITH RECURSIVE due AS (
     (SELECT first.seq, first.memory_id, 1 AS number, first.size
      FROM (SELECT seq, memory_id,
                   CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
                        ELSE octet_length(payload::text) END::bigint AS size
            FROM dionysus_sync.sync_queue
-           WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at <= clock_timestamp())
+           WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute')
            ORDER BY seq LIMIT 1) AS first)
     UNION ALL
     SELECT following.seq, following.memory_id, due.number + 1, due.size + following.size
@@ -231,7 +232,7 @@ WITH RECURSIVE due AS (
                CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
                     ELSE octet_length(payload::text) END AS size
         FROM dionysus_sync.sync_queue
-        WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at <= clock_timestamp()) AND seq > due.seq
+        WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute') AND seq > due.seq
         ORDER BY seq LIMIT 1
     ) AS following
     WHERE due.number < $1 AND due.size < $2
@@ -329,7 +330,7 @@ WHERE EXISTS (
 UPDATE dionysus_sync.sync_queue AS entry
 SET base_version = coalesce(kept.version, entry.base_version),
     next_retry_at = clock_timestamp() + CASE WHEN entry.next_retry_at IS NULL THEN interval '1 second'
-        ELSE least(interval '16 seconds', clock_timestamp() - entry.created_at) END
+        ELSE greatest(interval '1 second', least(interval '16 seconds', clock_timestamp() - entry.created_at)) END
 FROM unnest($1::bigint[], $2::integer[]) AS kept (seq, version) WHERE entry.seq = kept.seq
 
 -- mark_status --

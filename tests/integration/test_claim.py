@@ -14,7 +14,7 @@ from tests.services.local_store import opened
 FILL = (
     "INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, next_retry_at, parked_at)"
     " SELECT id, 'create', jsonb_build_object('id', id, 'content', $2::text || n), 1,"
-    "        CASE WHEN n % 50 = 0 THEN clock_timestamp() + interval '1 hour' END,"
+    "        CASE WHEN n % 50 = 0 THEN clock_timestamp() + interval '50 seconds' END,"
     "        CASE WHEN n % 70 = 0 THEN clock_timestamp() END"
     " FROM (SELECT n, gen_random_uuid() AS id FROM generate_series(1, $1) AS n) AS numbered"
 )
@@ -71,6 +71,21 @@ async def test_a_batch_is_bounded_by_the_size_of_its_rows_in_memory(database: Da
             assert claim is not None
             taken.append(len(claim.entries))
     assert taken == [1, 4]
+
+
+async def test_an_entry_does_not_wait_for_a_clock_that_jumped_back(database: Database, client: Client) -> None:
+    """What is to wait for a few seconds waits; what seems to wait longer than anything does is due."""
+    await client.execute(FILL, 50, "text")
+    outbox = PostgresOutbox(database)
+    for wait, taken in (("10 seconds", 49), ("1 hour", 50), ("infinity", 50)):
+        await client.execute(
+            "UPDATE dionysus_sync.sync_queue SET next_retry_at = CASE WHEN $1 = 'infinity' THEN 'infinity'"
+            " ELSE clock_timestamp() + nullif($1, 'infinity')::interval END WHERE next_retry_at IS NOT NULL",
+            wait,
+        )
+        async with outbox.claim(1000, 4_000_000) as claim:
+            assert claim is not None
+            assert len(claim.entries) == taken
 
 
 @pytest.mark.promise("P1")
