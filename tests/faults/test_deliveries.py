@@ -1,12 +1,15 @@
 """Batches reach the remote store more than once, in another order, or long after somebody else has gone on."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
-from uuid import UUID
+from typing import Any
 
+import anyio
 import pytest
+from neo4j import AsyncDriver, AsyncGraphDatabase
 
 from dionysus_sync_mcp.domain.errors import OutcomeUnknown
 from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteWriter, RowOutcome, StoreIdentity
@@ -15,22 +18,62 @@ from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import Stores, waiting
-from tests.integration.stores import graph, remote_digest, uid
+from tests.integration.stores import graph, uid
 from tests.services import neo4j
 from tests.services.local_store import running
 
 TIMES = 5
-SHUFFLES = 6
-CHANGES = 40
-MEMORIES = 8
+SHUFFLES = 3
+CHANGES = 24
+MEMORIES = 6
+PATIENCE = 120.0
 STORES = "MATCH (s:Store) RETURN count(s)"
-VERSIONS = "MATCH (m:Memory) RETURN [m.id, m.sync_version]"
+DIGEST = (
+    "MATCH (m) WHERE m:Memory OR m:MemoryVersion"
+    " RETURN coalesce(m.id, m.key) AS key, m.sync_version AS version, m.content_hash AS hash, m:Memory AS memory,"
+    " toString(m.deleted_at) AS deleted_at ORDER BY key"
+)
 
-Delivered = tuple[str, int, str]  # id, version and operation of a change
+Digest = list[dict[str, Any]]
+Delivered = tuple[str, int, str, str]  # id, version, operation and content of a change
 
 
-class Repeating:
-    """A remote writer that delivers each change `TIMES` times; the digests after each delivery are kept.
+@pytest.fixture
+async def driver(stores: Stores) -> AsyncIterator[AsyncDriver]:
+    """For a look at the remote store after each delivery."""
+    async with AsyncGraphDatabase.driver(stores.neo4j_uri) as opened:
+        yield opened
+
+
+async def digest(driver: AsyncDriver) -> Digest:
+    """All that the remote store holds of memories, comparable."""
+    records, _, _ = await driver.execute_query(DIGEST, database_="neo4j")
+    return [record.data() for record in records]
+
+
+class Recording:
+    """A remote writer that keeps the batches that it delivers."""
+
+    def __init__(self, writer: RemoteWriter) -> None:
+        self.batches: list[RemoteBatch] = []
+        self._writer = writer
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Deliver."""
+        self.batches.append(batch)
+        return await self._writer.write(batch)
+
+    async def prepare(self) -> None:
+        """As it is."""
+        await self._writer.prepare()
+
+    async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
+        """As it is."""
+        await self._writer.note_definition(identity, definition)
+
+
+class Repeating(Recording):
+    """A remote writer that delivers each change `TIMES` times, and notes which repetitions changed anything.
 
     Args:
         loses_answers: The answer to a delivery is lost until each of its changes has been delivered often enough, so
@@ -38,12 +81,13 @@ class Repeating:
             it are none of its own.
     """
 
-    def __init__(self, writer: RemoteWriter, uri: str, *, loses_answers: bool) -> None:
+    def __init__(self, writer: RemoteWriter, driver: AsyncDriver, *, loses_answers: bool) -> None:
+        super().__init__(writer)
         self.delivered: Counter[Delivered] = Counter()
         self.changed_by_a_repetition: list[RemoteBatch] = []
-        self._writer = writer
-        self._uri = uri
+        self._driver = driver
         self._loses_answers = loses_answers
+        self._before: Digest = []
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
         """Deliver; `OutcomeUnknown` if the answer is lost."""
@@ -55,40 +99,21 @@ class Repeating:
             raise OutcomeUnknown("the answer was lost", where="Neo4j")
         return outcomes
 
-    async def prepare(self) -> None:
-        """As it is."""
-        await self._writer.prepare()
-
-    async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
-        """As it is."""
-        await self._writer.note_definition(identity, definition)
-
     async def _deliver(self, batch: RemoteBatch) -> list[RowOutcome]:
         repeated = all(self.delivered[change] for change in changes_of(batch))
-        before = await remote_digest(self._uri) if repeated else []
-        outcomes = await self._writer.write(batch)
-        if repeated and await remote_digest(self._uri) != before:
+        outcomes = await super().write(batch)
+        now = await digest(self._driver)
+        if repeated and now != self._before:
             self.changed_by_a_repetition.append(batch)
+        self._before = now
         self.delivered.update(changes_of(batch))
         return outcomes
 
 
-class Recording(Repeating):
-    """A remote writer that delivers each batch once, and keeps them."""
-
-    def __init__(self, writer: RemoteWriter) -> None:
-        super().__init__(writer, "", loses_answers=False)
-        self.batches: list[RemoteBatch] = []
-
-    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
-        """Deliver, and keep."""
-        self.batches.append(batch)
-        return await self._writer.write(batch)
-
-
 def changes_of(batch: RemoteBatch) -> list[Delivered]:
     """Every version in a batch."""
-    return [(c.memory_id, v.number, v.operation) for c in batch.changes for v in (*c.older, c.newest)]
+    versions = [(c.memory_id, v) for c in batch.changes for v in (*c.older, c.newest)]
+    return [(id_, v.number, v.operation, v.properties.content or "") for id_, v in versions]
 
 
 def pusher_of(program: Runtime, writer: RemoteWriter) -> Pusher:
@@ -109,23 +134,22 @@ async def random_change(oracle: Oracle, random: Random) -> None:
 
 async def drain(pusher: Pusher, database_url: str) -> None:
     """Push until nothing waits, whatever answers are lost."""
-    while (await waiting(database_url))[0]:
-        try:
-            await pusher.push_once()
-        except OutcomeUnknown:
-            continue
+    with anyio.fail_after(PATIENCE):
+        while (await waiting(database_url))[0]:
+            with suppress(OutcomeUnknown):
+                await pusher.push_once()
 
 
 @pytest.mark.scenario(12, "every batch reaches the remote store five times")
 @pytest.mark.promise("P2")
 @pytest.mark.parametrize("loses_answers", [True, False], ids=["answers lost", "packets doubled"])
 async def test_12_each_batch_is_delivered_five_times(
-    stores: Stores, oracle: Oracle, scenario: Scenario, seed: int, *, loses_answers: bool
+    stores: Stores, oracle: Oracle, driver: AsyncDriver, scenario: Scenario, seed: int, *, loses_answers: bool
 ) -> None:
     """The deliveries after the first change nothing, and nothing is there twice."""
     random = Random(seed)  # noqa: S311 - a test's choices
     async with running(stores.database_url, stores.neo4j_uri) as program:
-        writer = Repeating(program.remote, stores.neo4j_uri, loses_answers=loses_answers)
+        writer = Repeating(program.remote, driver, loses_answers=loses_answers)
         pusher = pusher_of(program, writer)
         for number in range(1, CHANGES + 1):
             await random_change(oracle, random)
@@ -141,7 +165,7 @@ async def test_12_each_batch_is_delivered_five_times(
 @pytest.mark.promise("P2")
 @pytest.mark.promise("P3")
 async def test_13_batches_are_delivered_in_any_order(
-    stores: Stores, oracle: Oracle, scenario: Scenario, seed: int
+    stores: Stores, oracle: Oracle, driver: AsyncDriver, scenario: Scenario, seed: int
 ) -> None:
     """No memory ever goes back on the way, and at the end the remote store is what it is without that."""
     random = Random(seed)  # noqa: S311 - a test's choices
@@ -151,11 +175,11 @@ async def test_13_batches_are_delivered_in_any_order(
             await random_change(oracle, random)
             if number % 2 == 0:
                 await drain(pusher, stores.database_url)
-        in_order = await remote_digest(stores.neo4j_uri)
+        in_order = await digest(driver)
         for _ in range(SHUFFLES):
             await neo4j.empty(stores.neo4j_uri)
-            await deliver(program, in_another_order(writer.batches, random), stores.neo4j_uri)
-            assert await remote_digest(stores.neo4j_uri) == in_order
+            await deliver(program, in_another_order(writer.batches, random), driver)
+            assert await digest(driver) == in_order
             compared, seconds = await oracle.until_whole()
             scenario.note(engaged=len(writer.batches) > MEMORIES, compared=compared, seconds=seconds)
         await random_change(oracle, random)
@@ -174,11 +198,11 @@ def in_another_order(batches: Sequence[RemoteBatch], random: Random) -> list[Rem
     return shuffled
 
 
-async def deliver(program: Runtime, batches: Sequence[RemoteBatch], uri: str) -> None:
+async def deliver(program: Runtime, batches: Sequence[RemoteBatch], driver: AsyncDriver) -> None:
     """One after the other; no memory's version may go back."""
-    held: dict[UUID, int] = {}
+    held: dict[str, int] = {}
     for batch in batches:
         await program.remote.write(batch)
-        now = {UUID(id_): version for id_, version in await graph(uri, VERSIONS)}
+        now = {row["key"]: row["version"] for row in await digest(driver) if row["memory"]}
         assert not [id_ for id_, version in held.items() if now[id_] < version]
         held = now
