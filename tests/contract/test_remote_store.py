@@ -207,7 +207,7 @@ class RemoteContract:
 
     @pytest.mark.promise("P8")
     async def test_a_conflict_that_was_won_is_told_again(self, bench: Bench) -> None:
-        """The first answer may be lost, and the winner may have been changed since; another store has nothing to tell."""
+        """The first answer may be lost, and the winner changed since; another store has nothing to tell."""
         await push(bench, change(version(2, "theirs")), by=DESKTOP)
         await push(bench, change(version(3, "mine")))
         (again,) = await push(bench, change(version(3, "mine")))
