@@ -373,6 +373,9 @@ async def test_nothing_is_compared_while_much_waits(
     [
         ("DROP TABLE memories", "missing"),
         ("ALTER TABLE memories DISABLE TRIGGER USER", "not being captured"),
+        ("ALTER TABLE memories DROP COLUMN sync_version CASCADE", "not being captured"),
+        ("ALTER TABLE memories DROP COLUMN synced_version", "add_sync_columns is due"),
+        ("ALTER TABLE memories DROP COLUMN memory_type", "lacks the column(s) memory_type"),
         ("DROP SCHEMA dionysus_sync CASCADE", "not protected"),
     ],
 )

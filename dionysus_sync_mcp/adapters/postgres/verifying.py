@@ -13,7 +13,7 @@ from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import version_of
 from dionysus_sync_mcp.adapters.postgres.restorer import DIGEST_PAGE, LAST_ID, fill_page, note_event, overwrite_rows
 from dionysus_sync_mcp.domain.drift import Here
-from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.errors import NotAdoptable, Refused
 from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
 from dionysus_sync_mcp.domain.text import storable
@@ -40,9 +40,12 @@ class PostgresVerifying:
             return "this database is not protected yet"
         if not await self._installer.table_present():
             return "the table memories is missing"
-        if not await self._installer.capture_installed():
-            return "changes of the table memories are not being captured"
-        return None
+        try:
+            steps, _ = await self._installer.missing_steps()
+        except NotAdoptable as error:
+            return f"the table memories cannot be captured: {error.what}"
+        missing = [step.name for step in steps if step.name != "add_sync_indexes"]
+        return f"the table memories is not being captured, {', '.join(missing)} is due" if missing else None
 
     @asynccontextmanager
     async def snapshot(self, most_waiting: int) -> "AsyncIterator[PostgresSnapshot]":
