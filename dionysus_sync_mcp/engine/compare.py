@@ -84,8 +84,6 @@ class Comparer:
             store: The id of this local store.
             waiting_too: Also look at memories of which a change waits, for a database whose pushes are refused.
         """
-        if obstacle := await self._local.obstacle():
-            return Comparison(skipped=obstacle)
         async with self._local.snapshot(MOST_WAITING) as snapshot:
             found = _begun(snapshot.queue)
             if snapshot.queue.waiting is None and not waiting_too:
@@ -151,11 +149,12 @@ class Comparer:
         last, seen = "", 0
         while page := await self._remote.deep_page(last, DEEP_PAGE):
             last, seen = page[-1][0].id, seen + len(page)
-            suspects += [one.memory_id for one, _ in await self._judged(page)]
+            wrong = [one.memory_id for one, _ in await self._judged(page)]
+            room = MOST_DIFFERENCES - len(suspects)
+            suspects, found.unlooked = suspects + wrong[:room], found.unlooked + len(wrong[room:])
             if on_progress:
                 await on_progress(seen, None, f"{seen} contents compared")
-        held, found.unlooked = suspects[:MOST_DIFFERENCES], found.unlooked + len(suspects[MOST_DIFFERENCES:])
-        first = await self._deep_look(held)
+        first = await self._deep_look(suspects)
         if first:
             await anyio.sleep(self._pause)
         second = await self._deep_look(list(first))

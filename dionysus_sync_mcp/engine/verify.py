@@ -162,8 +162,9 @@ class Verifier:
     ) -> tuple[VerifyReport, Comparison]:
         started = time.monotonic()
         prefer = repair.prefer if repair else None
-        if await self._local.obstacle():
-            found, store = await self._comparer.compare(kind, ""), ""
+        store = ""
+        if obstacle := await self._local.obstacle():
+            found = Comparison(skipped=obstacle)
         else:
             store = (await self._installation.identity()).id
             found = await self._comparer.compare(kind, store, waiting_too=bool(prefer), on_progress=on_progress)
@@ -173,7 +174,7 @@ class Verifier:
         if repair and not found.skipped:
             await self._repair(found, counts, repair, store)
         report = _report(kind, found, counts, examples, repair, started)
-        if not found.skipped or store:
+        if store:
             await self._local.record(kind, report.result, report.model_dump(mode="json"), _event(report, repair))
         if repair and repair.reason != "person":
             await self._alert(_alerts(found, repair))
