@@ -181,7 +181,9 @@ RETURNING memory_id
 
 -- try_push_lock --
 -- $1 ms: a process that was stopped while it held the lock must not keep the others from pushing for long.
-SELECT pg_try_advisory_xact_lock(7165101844002), set_config('idle_in_transaction_session_timeout', $1, true)
+-- Until the statistics have seen a long queue, the planner would read the whole of it for each claim.
+SELECT pg_try_advisory_xact_lock(7165101844002), set_config('idle_in_transaction_session_timeout', $1, true),
+       set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true)
 
 -- end_left_behind --
 -- $1 backends whose connection this process has given up, $2 its name: they may hold locks that nobody waits for.
@@ -240,9 +242,11 @@ WITH RECURSIVE due AS (
     SELECT seq FROM due
     UNION
     SELECT waiting.seq FROM due CROSS JOIN LATERAL (
-        SELECT earlier.seq FROM dionysus_sync.sync_queue AS earlier
-        WHERE earlier.memory_id = due.memory_id AND earlier.seq < due.seq
-          AND earlier.parked_at IS NULL AND earlier.next_retry_at IS NOT NULL OFFSET 0
+        SELECT earlier.seq FROM (
+            SELECT same.seq, same.parked_at, same.next_retry_at FROM dionysus_sync.sync_queue AS same
+            WHERE same.memory_id = due.memory_id OFFSET 0
+        ) AS earlier
+        WHERE earlier.seq < due.seq AND earlier.parked_at IS NULL AND earlier.next_retry_at IS NOT NULL
     ) AS waiting
 )
 SELECT entry.id::text AS id, entry.seq, entry.entity, entry.operation, entry.retry_count,
