@@ -1,6 +1,7 @@
 """The background loops. They only repeat the bounded steps of the other use-cases, and decide how long to wait."""
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,12 @@ class Loop:
             if self.outages.returns != returns:
                 self.attempts = 0
             return self._failed(error, datetime.now(UTC))
+        except anyio.get_cancelled_exc_class() as error:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # Of a task inside the step, let out by mistake: it would end all loops without a word.
+            logger.exception("%s was cancelled by nobody", self.name)
+            return self._failed(RuntimeError(f"a cancellation that is over: {error}"), datetime.now(UTC))
         except Exception as error:
             logger.exception("%s failed in a way that has no name", self.name)
             return self._failed(error, datetime.now(UTC))

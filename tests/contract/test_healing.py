@@ -147,6 +147,24 @@ async def test_a_cancelled_statement_does_not_wait_for_a_lost_peer(database: Dat
     assert time.monotonic() - started < 4
 
 
+async def test_a_cancellation_that_is_over_is_not_raised_again(migrated_database_url: str) -> None:
+    """What failed beside a statement, and had it cancelled, is what the caller gets to know."""
+    async with opened(migrated_database_url) as database:
+        with pytest.raises(Unavailable, match="the other store is away"):
+            await cancelled_within(database)
+        assert await one(database, SOON) == 1
+
+
+async def cancelled_within(database: Database) -> None:
+    """A transaction in which a statement is cancelled, and which then fails for another reason."""
+    async with database.transaction(patience=SOON) as connection:
+        with anyio.move_on_after(SECONDS):
+            await connection.execute(SLEEP)
+        with pytest.raises(Unavailable, match="given up"):
+            await connection.execute("SELECT 1")
+        raise Unavailable("the other store is away")
+
+
 async def test_a_slow_statement_is_told_from_a_server_that_is_away(migrated_database_url: str) -> None:
     """Only of a server that has answered it is known that a smaller piece of work may help."""
     async with opened(migrated_database_url) as database:

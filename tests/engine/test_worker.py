@@ -1,5 +1,6 @@
 """The background loops, one step at a time."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -67,6 +68,19 @@ async def test_nothing_that_goes_wrong_ends_a_loop(failure: Exception) -> None:
     assert (loop.attempts, loop.error, loop.failing_since is not None) == (1, str(failure), True)
     assert await loop.run_once() == 7.0
     assert (loop.attempts, loop.error, loop.failing_since, loop.next_try_at) == (0, None, None, None)
+
+
+@pytest.mark.promise("P9")
+async def test_a_cancellation_that_nobody_asked_for_does_not_end_a_loop() -> None:
+    """One that somebody asked for does."""
+    leaked = Step()
+    leaked.failures.append(asyncio.CancelledError())  # type: ignore[arg-type]  # what a driver may let out
+    loop = Loop("test", leaked)
+    await loop.run_once()
+    assert loop.error == "a cancellation that is over: "
+    with anyio.move_on_after(0.01) as scope:
+        await Loop("test", anyio.sleep_forever).run_once()  # type: ignore[arg-type]  # it never returns
+    assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,9 @@ class Line:
             yield
         except BaseException:
             # The server undoes what a lost connection had begun, and what went wrong first is what counts.
-            with suppress(pg.InterfaceError, pg.PostgresConnectionError):
-                await self._within(transaction.rollback)
+            if not self.ended:
+                with suppress(pg.InterfaceError, pg.PostgresConnectionError):
+                    await self._within(transaction.rollback)
             raise
         await self._within(transaction.commit)
 
@@ -89,8 +90,11 @@ class Line:
         return TimedOut(what, where=WHERE, hint=_SMALLER)
 
     async def _within(self, statement: Callable[[], Awaitable[Result]]) -> Result:
-        if self.ended:
+        if isinstance(self.ended, TimeoutError):
             raise self.ended
+        if self.ended:
+            # The cancellation is over: another task's, or a deadline's that was caught. It must not be raised again.
+            raise Unavailable("the connection was given up when a statement was cancelled", where=WHERE)
         self._check_idle()
         try:
             with anyio.fail_after(self.seconds):
