@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import anyio
 from neo4j import AsyncDriver, AsyncGraphDatabase
 
-from dionysus_sync_mcp.domain.errors import LineageMoved, Unavailable
+from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteWriter, RowOutcome, StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.runtime import Runtime
@@ -22,20 +22,14 @@ from tests.services import neo4j, postgres
 from tests.services.waiting import until
 
 Point = Literal["before", "after"]
-Fault = Literal[
-    "remote refuses",
-    "remote cut",
-    "remote lost",
-    "remote's reply to a commit lost",
-    "local refuses",
-    "local cut",
-    "local lost",
-    "local reply to a commit lost",
-    "local connections ended",
-    "killed",
+RemoteFault = Literal["remote refuses", "remote cut", "remote lost", "remote's reply to a commit lost"]
+LocalFault = Literal[
+    "local refuses", "local cut", "local lost", "local reply to a commit lost", "local connections ended"
 ]
+Fault = RemoteFault | LocalFault | Literal["killed"]
 ROWS = 8  # so that a few writes are several batches
 SECONDS = 5.0
+PATIENT_SECONDS = 20.0  # planning the statements takes long on a busy machine
 SHORT_SECONDS = 1.0  # until a lost peer is given up
 DRAIN_SECONDS = 120.0
 REMOTE = (
@@ -97,13 +91,10 @@ class Engine:
             return False
         return True
 
-    async def deliver(self, batch: RemoteBatch) -> bool:
-        """Give a batch to the remote store as it was; whether it was taken."""
-        try:
-            await self._remote.write(replace(batch, seconds=SECONDS))
-        except LineageMoved:
-            return False
-        return True
+    async def deliver(self, batch: RemoteBatch) -> None:
+        """Give a batch to the remote store, which may not take it: it is late, or a connection is dead."""
+        with suppress(Unavailable):
+            await self._remote.write(replace(batch, seconds=SHORT_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +127,9 @@ class Ground:
         self._client = client
         self._watch = watch
 
-    async def push(self, engine: Engine) -> None:
+    async def push(self, engine: Engine, seconds: float = SECONDS) -> None:
         """Push one batch."""
-        await engine.push()
+        await engine.push(seconds)
         self._keep(engine)
 
     async def push_meanwhile(self, engine: Engine, point: Point, act: Act) -> None:
@@ -147,8 +138,8 @@ class Ground:
         await self.push(engine)
         engine.writer.at.clear()
 
-    async def push_under(self, engine: Engine, fault: Fault, point: Point) -> bool:
-        """Push one batch while a fault is done to it; whether the engine lives on. Afterwards the fault is over."""
+    async def push_under(self, engine: Engine, fault: Fault, point: Point) -> None:
+        """Push one batch while a fault is done to it. Afterwards the fault is over."""
         scope, happened = anyio.CancelScope(), []
 
         async def act() -> None:
@@ -168,7 +159,6 @@ class Ground:
         self._keep(engine)
         (self.engaged if any(happened) else self.void)[fault] += 1
         await self.heal()
-        return not scope.cancelled_caught
 
     async def heal(self) -> None:
         """Both stores can be reached again."""
@@ -209,14 +199,10 @@ class Ground:
         """
 
         async def empty() -> bool:
-            await self.push(engine)
+            await self.push(engine, PATIENT_SECONDS)
             return await waiting(self.database_url) == (0, 0)
 
         await until(empty, what="the queue is empty", seconds=DRAIN_SECONDS, pause=0)
-
-    async def conflicts(self) -> int:
-        """On record; nobody else writes here, so there must be none."""
-        return int(await self._client.fetchval("SELECT count(*) FROM dionysus_sync.conflicts"))
 
     def _keep(self, engine: Engine) -> None:
         self.sent.extend(engine.writer.sent)
