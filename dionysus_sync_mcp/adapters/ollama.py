@@ -98,7 +98,7 @@ class OllamaEmbedder:
         except TimeoutError:
             return Health("ollama", error=f"no answer within {timeout:g} s", hint=self._start_hint())
         except DionysusError as error:
-            return Health("ollama", error=error.what, hint=error.hint)
+            return Health("ollama", error=error.what, hint=error.hint, refused=isinstance(error, AccessRefused))
         if has_model(models, self._model):
             return Health("ollama", version=str(version), latency_ms=latency_ms)
         missing = f"the model {self._model} is not there: memories get no vectors, search is by words only"
@@ -134,11 +134,15 @@ class OllamaEmbedder:
         try:
             return await self._http.post(self._url + path, json=body, timeout=timeout)
         except CLIENT_ERRORS as error:
+            # Started again, it has to load the model again.
+            self._read_seconds = FIRST_READ_SECONDS
             raise client_error(error, self._start_hint()) from error
 
     async def _get(self, path: str) -> object:
         try:
-            return self._read(await self._http.get(self._url + path, timeout=READ_SECONDS))
+            # Only looks use this: closing tells the server, and the client, not to keep a connection that may die.
+            headers = {"Connection": "close"}
+            return self._read(await self._http.get(self._url + path, headers=headers, timeout=READ_SECONDS))
         except CLIENT_ERRORS as error:
             raise client_error(error, self._start_hint()) from error
 

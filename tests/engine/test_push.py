@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, OutcomeUnknown, Refused, Unavailable
+from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, OutcomeUnknown, Refused, TimedOut, Unavailable
 from dionysus_sync_mcp.engine.ports import QueueEntry, RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
 from tests.engine.memory_local import START, MemoryLocal
@@ -268,6 +268,35 @@ class Ill(MemoryRemote):
         """Note how many, and refuse."""
         self.writes.append(len(batch.changes))
         raise Refused("something unknown")
+
+
+class Narrow(MemoryRemote):
+    """Carries at most so many changes in a batch within its deadline."""
+
+    most = 3
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Hand on, or run out of time."""
+        if len(batch.changes) > self.most:
+            raise TimedOut("not done in time")
+        return await super().write(batch)
+
+
+@pytest.mark.promise("P9")
+async def test_over_a_narrow_link_smaller_batches_get_through() -> None:
+    """Each that ran out of time is followed by one of half the entries; nothing is parked."""
+    local, remote = MemoryLocal(), Narrow()
+    for number in range(40):
+        local.write(f"memory {number}", "c")
+    engine = pusher(local, remote)
+    time_outs = 0
+    while local.entries:
+        try:
+            await engine.push_once()
+        except TimedOut:
+            time_outs += 1
+    assert 0 < time_outs < 40
+    assert (local.parked, is_whole(local, remote)) == ({}, True)
 
 
 async def test_an_outage_is_noted_with_what_waits() -> None:
