@@ -444,6 +444,17 @@ async def test_a_database_that_went_back_goes_on_as_a_person_decides(
             assert {"first 1", "second", "third", "mine"} == {text for _, _, text in await history(empty_neo4j, uid(1))}
 
 
+async def test_old_reports_are_pruned(program: Runtime, client: Client) -> None:
+    """The newest thousand stay, the last one among them."""
+    await client.execute(
+        "INSERT INTO dionysus_sync.verifications (kind, result, report, finished_at)"
+        " SELECT 'full', 'clean', '{}', now() - i * interval '1 min' FROM generate_series(1, 1005) AS i"
+    )
+    await program.verify("quick")
+    found = await checks(client)
+    assert (len(found), found[-1]) == (1000, ("quick", "clean"))
+
+
 async def due(client: Client) -> bool:
     """Whether a comparison is called for."""
     return await client.fetchval("SELECT compare_since FROM dionysus_sync.store_identity") is not None
