@@ -40,6 +40,15 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub(" ", text)
 
 
+def storable_parts(value: object) -> object:
+    """What JSON is made of, each text in it storable: JSON text hides a NUL behind an escape."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {storable(str(name)): storable_parts(part) for name, part in value.items()}
+    return [storable_parts(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
 def is_storable(text: str) -> bool:
     """Whether UTF-8 and PostgreSQL can hold the text: no NUL, no lone surrogate."""
     return _UNSTORABLE.search(text) is None

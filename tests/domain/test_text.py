@@ -15,6 +15,7 @@ from dionysus_sync_mcp.domain.text import (
     is_storable,
     line,
     storable,
+    storable_parts,
     visible,
 )
 
@@ -122,3 +123,8 @@ def test_other_scripts_count_a_token_for_each_character() -> None:
     """A Chinese text is not taken for a quarter of its tokens."""
     assert estimated_tokens("世界" * 100) == 200
     assert estimated_tokens("word " * 70) == 100
+
+
+def test_every_text_of_a_json_value_can_be_stored() -> None:
+    """Keys, and texts however deep, lose what PostgreSQL cannot hold; the rest stays."""
+    assert storable_parts({"a\x00": ["b\x00", 1, None, ("c",)]}) == {"a ": ["b ", 1, None, ["c"]]}

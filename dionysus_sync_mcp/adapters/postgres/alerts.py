@@ -3,7 +3,7 @@
 import json
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
-from dionysus_sync_mcp.domain.text import storable
+from dionysus_sync_mcp.domain.text import storable, storable_parts
 from dionysus_sync_mcp.engine.ports import DueAlert, NewAlert
 
 PAGE = 1000
@@ -18,7 +18,7 @@ class PostgresAlerts:
 
     async def raise_alert(self, alert: NewAlert) -> bool:
         """See `AlertBook.raise_alert`."""
-        details = json.dumps(_storable(alert.details))
+        details = json.dumps(storable_parts(alert.details))
         async with self._database.connection() as connection:
             new = await connection.fetchval(
                 self._database.sql["raise_alert"], alert.key, alert.kind, storable(alert.summary), details
@@ -45,12 +45,3 @@ class PostgresAlerts:
         """See `AuditPruning.prune_events`."""
         async with self._database.connection() as connection:
             return int(await connection.fetchval(self._database.sql["prune_events"], PAGE))
-
-
-def _storable(value: object) -> object:
-    """JSON without what PostgreSQL cannot hold, which JSON text only hides behind an escape."""
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, dict):
-        return {storable(str(name)): _storable(part) for name, part in value.items()}
-    return [_storable(part) for part in value] if isinstance(value, (list, tuple)) else value

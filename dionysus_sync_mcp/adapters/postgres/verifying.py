@@ -16,7 +16,7 @@ from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.errors import NotAdoptable, Refused
 from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
-from dionysus_sync_mcp.domain.text import storable
+from dionysus_sync_mcp.domain.text import storable_parts
 from dionysus_sync_mcp.engine.ports import Due, QueueLook, Seen, SyncEvent, Tally
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ class PostgresVerifying:
         """See `LocalComparison.record`."""
         sql = self._database.sql
         async with self._database.transaction() as connection:
-            await connection.execute(
-                sql["note_verification"], kind, result, storable(json.dumps(report, ensure_ascii=False))
-            )
+            await connection.execute(sql["note_verification"], kind, result, json.dumps(storable_parts(report)))
             await connection.execute(sql["prune_verifications"], KEPT_REPORTS)
             if event:
                 await note_event(connection, sql, event)
