@@ -117,7 +117,12 @@ class MemoryLocal:
     # --- Outbox
 
     @asynccontextmanager
-    async def claim(self, rows: int, size: int, seconds: float = 5.0) -> AsyncIterator["MemoryClaim | None"]:
+    async def claim(
+        self,
+        rows: int,
+        size: int,
+        seconds: float = 5.0,  # noqa: ARG002 - nothing in memory takes long
+    ) -> AsyncIterator["MemoryClaim | None"]:
         """Entries in order; what was settled takes hold when the claim is left without an error."""
         self._check()
         if self.pushing:
