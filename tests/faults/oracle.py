@@ -32,7 +32,9 @@ REMOTE = (
     " m.deleted_at IS NOT NULL AS deleted"
 )
 HISTORY = "MATCH (m:Memory)-[:HAS_VERSION]->(v) RETURN m.id AS id, v.sync_version AS version, v.content AS content"
-AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, Neo4jError, DriverError)
+# The driver may call a connection that is just being lost one that is at work.
+LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+AWAY = (OSError, TimeoutError, *LOST, Neo4jError, DriverError)
 LOOK_AGAIN = 0.1
 
 State = str | None  # content; None for a memory that was deleted
