@@ -9,7 +9,7 @@ import pytest
 from neo4j.exceptions import Neo4jError
 from pydantic import SecretStr
 
-from dionysus_sync_mcp.adapters.neo4j import RemoteStore
+from dionysus_sync_mcp.adapters.neo4j import RemoteStore, writer
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.domain.errors import AccessRefused, TimedOut, Unavailable
@@ -268,3 +268,19 @@ async def test_a_wrong_password_is_not_sent_again_and_again(
         assert (health.refused, len(asked)) == (True, 2)
     assert (await remote.health(SOON)).up
     assert (await remote.counts()).live == 0, "once a look has got in, nobody waits any longer"
+
+
+async def test_a_look_at_the_schema_is_given_up_in_time(
+    remote: RemoteStore, neo4j_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage the schema is looked at under the push lock, which a lost peer must not keep."""
+    monkeypatch.setattr(writer, "PRESENT_SECONDS", SECONDS)
+    await neo4j_proxy.blackhole()
+    started = time.monotonic()
+    with pytest.raises(Unavailable):
+        await remote.prepare()
+    assert time.monotonic() - started < SOON
+    assert neo4j_proxy.engaged["blackhole"]
+    await neo4j_proxy.heal()
+    monkeypatch.undo()
+    await remote.prepare()

@@ -22,6 +22,8 @@ SCHEMA = (
     "session_dates",
 )
 INDEX_SECONDS = 300
+# After each outage it is looked at again, by whoever holds the push lock: a peer that is lost must not keep that long.
+PRESENT_SECONDS = 10.0
 
 
 class Writer(Part):
@@ -29,11 +31,14 @@ class Writer(Part):
 
     async def prepare(self) -> None:
         """Create constraints and indexes that are missing and wait until they can be used; idempotent."""
-        present = {name for name, *_ in await self._connection.read("schema_present", self._limits.write_seconds)}
+        present = {name for name, *_ in await self._connection.read("schema_present", PRESENT_SECONDS)}
         missing = [name for name in SCHEMA if name not in present]
         for name in missing:
             await self._connection.read(
-                name, INDEX_SECONDS, dimensions=self._limits.dimensions, analyzer=self._limits.analyzer
+                name,
+                self._limits.write_seconds,
+                dimensions=self._limits.dimensions,
+                analyzer=self._limits.analyzer,
             )
         if missing:
             await self._connection.read("await_indexes", INDEX_SECONDS, at_most=INDEX_SECONDS)
