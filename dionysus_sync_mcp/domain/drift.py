@@ -142,9 +142,18 @@ def _unasked_repair(drift: DriftClass, reason: Reason) -> Action | None:
     return "keep_here" if drift == "different" else _REPAIRS[drift]
 
 
-def winner(here_updated_at: str | None, there_updated_at: str | None) -> Side:
-    """Which of two contents of one version counts: the later; of two as old, the change here that bypassed triggers."""
-    return "remote" if _time(there_updated_at) > _time(here_updated_at) else "local"
+def winner(here_updated_at: str | None, there_updated_at: str | None, facts: Facts, store: str) -> Side:
+    """Which of two contents of one version counts: the later one.
+
+    Of two as old, that of the greater hash where another store wrote the one there, as in a push; else the one here,
+    which is a change that bypassed the triggers.
+    """
+    here, there = _time(here_updated_at), _time(there_updated_at)
+    if here != there:
+        return "remote" if there > here else "local"
+    if facts.here is None or facts.there is None or facts.there.origin in (None, store):
+        return "local"
+    return "remote" if facts.there.content_hash > facts.here.content_hash else "local"
 
 
 def rolled_back(older_here: int, rows: int) -> bool:

@@ -67,20 +67,20 @@ class Mender:
         return await self._local.pull(seen, await self._as_seen(seen))
 
     async def _decide(self, seen: Sequence[Seen], store: str) -> int:
-        sent, pulled = await self._winners(seen)
+        sent, pulled = await self._winners(seen, store)
         mended = await self._pull(pulled, store) if pulled else 0
         return mended + (await self._send_above(sent, store) if sent else 0)
 
     async def _keep_here(self, seen: Sequence[Seen], store: str) -> int:
-        sent, _ = await self._winners(seen)
+        sent, _ = await self._winners(seen, store)
         return await self._send_above(sent, store) if sent else 0
 
-    async def _winners(self, seen: Sequence[Seen]) -> tuple[list[Seen], list[Seen]]:
+    async def _winners(self, seen: Sequence[Seen], store: str) -> tuple[list[Seen], list[Seen]]:
         """Those of which this side wins, and those of which the remote does."""
         there = {memory.id: memory.updated_at for memory in await self._as_seen(seen)}
         here = {c.memory_id: c.newest.properties.updated_at for c in await self._local.states(seen)}
         both = [one for one in seen if one.memory_id in there and one.memory_id in here]
-        wins = {one.memory_id: winner(here[one.memory_id], there[one.memory_id]) for one in both}
+        wins = {s.memory_id: winner(here[s.memory_id], there[s.memory_id], s.facts, store) for s in both}
         sent = [one for one in both if wins[one.memory_id] == "local"]
         return sent, [one for one in both if wins[one.memory_id] == "remote"]
 

@@ -107,7 +107,21 @@ def test_the_later_content_wins_and_of_two_as_old_the_local_one(
     here: str | None, remote: str | None, expected: Side
 ) -> None:
     """A change that went by our triggers is a committed change of the user's."""
-    assert winner(here, remote) == expected
+    assert winner(here, remote, Facts(Here(2, "a"), there(2, "b")), STORE) == expected
+
+
+@pytest.mark.parametrize(
+    ("here", "remote", "expected"),
+    [
+        (Here(2, "a"), there(2, "b", origin="another store"), "remote"),
+        (Here(2, "b"), there(2, "a", origin="another store"), "local"),
+        (Here(2, "a"), there(2, "b", origin=None), "local"),
+        (Here(2, "a"), None, "local"),
+    ],
+)
+def test_of_two_as_old_of_two_stores_the_greater_hash_wins(here: Here, remote: There | None, expected: Side) -> None:
+    """As a push decides it, so that the winner does not depend on who looks."""
+    assert winner(None, None, Facts(here, remote), STORE) == expected
 
 
 @pytest.mark.parametrize(
