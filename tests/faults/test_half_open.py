@@ -37,7 +37,7 @@ async def through_a_proxy(
             yield proxy, watched
 
 
-@pytest.mark.parametrize("service", ["neo4j", "postgresql"])
+@pytest.mark.parametrize("service", ["postgresql", pytest.param("neo4j", marks=SLOW)])
 @pytest.mark.scenario(7, "packets to Neo4j or PostgreSQL vanish during a push")
 @pytest.mark.promise("P9")
 @pytest.mark.promise("P1")
@@ -58,7 +58,8 @@ async def test_07_half_open_during_a_push(service: str, stores: Stores, oracle: 
         await watched.until_back(service)
 
 
-@pytest.mark.parametrize("service", ["neo4j", pytest.param("postgresql", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("service", ["neo4j", "postgresql"])
 @pytest.mark.scenario(7, "packets to Neo4j or PostgreSQL vanish while nothing happens")
 @pytest.mark.promise("P9")
 @pytest.mark.promise("P1")
