@@ -763,6 +763,10 @@ class LocalStatus(Protocol):
         """`None` where the bookkeeping is not installed; cheap, whatever the queue holds."""
         ...
 
+    async def has_entry(self, entry_id: str) -> bool:
+        """Whether the queue entry with this id is still there, also to be acknowledged by a push that is under way."""
+        ...
+
     async def activity(self, since: datetime) -> Activity: ...
 
 

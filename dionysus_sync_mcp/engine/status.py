@@ -162,17 +162,19 @@ class StatusReader:
     async def standing(self) -> Standing | None:
         """Where the local store stands beside what the remote remembers of it; `None` where there is no local store.
 
-        A push that is under way moves the remote on first, so a remote that is one push ahead is as it should be. What
-        the local store remembers is read after what the remote does: pushes between the two looks are then in both.
+        A push that is under way moves the remote on first, and its entries are still queued then: without them, a
+        remote that is one push ahead is one that this database does not remember. What the local store remembers is
+        read after what the remote does: pushes between the two looks are then in both.
         """
         before = await self._local.identity()
         if before is None:
             return None
         there = await self._reader.lineage(before.id)
+        waits = there is not None and await self._local.has_entry(there.last_entry)
         here = await self._local.identity()
         if here is None or here.id != before.id:
             return None
-        return standing(Lineage(here.epoch, here.generation, here.lineage), there, last_push_waits=True)
+        return standing(Lineage(here.epoch, here.generation, here.lineage), there, last_push_waits=waits)
 
     async def _look_again(self, looks: _Looks) -> None:
         """What was missing must still be missing, counted with what the table holds after the remote was read."""

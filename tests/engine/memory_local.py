@@ -397,6 +397,10 @@ class MemoryLocal:
             identity=self.identity_,
         )
 
+    async def has_entry(self, entry_id: str) -> bool:
+        """Parked ones too."""
+        return any(entry.id == entry_id for entry in self.entries.values())
+
     async def activity(self, since: datetime) -> Activity:
         """Of the events, as if none were older."""
         assert since.tzinfo is not None

@@ -74,6 +74,10 @@ class Local:
         """The state's."""
         return (await self.state()).identity
 
+    async def has_entry(self, entry_id: str) -> bool:
+        """One is."""
+        return entry_id == "still queued"
+
     async def activity(self, since: datetime) -> Activity:
         """As a test gives it."""
         await self.state()
@@ -188,6 +192,15 @@ async def test_a_copy_that_has_pushed_is_recognised() -> None:
     assert report.remote is not None
 
 
+async def test_a_database_that_is_one_push_behind_is_recognised_by_its_queue() -> None:
+    """A push whose acknowledgement is on its way leaves its entries in the queue; one that this database lacks does not."""
+    here = StoreIdentity("store", "epoch", 5, "mine")
+    local = Local(replace(LOCAL, memories=0, identity=here))
+    for entry, standing in (("still queued", "resent"), ("of another database", "behind_here")):
+        there = RemoteLineage(Lineage("epoch", 6, "other"), last_entry=entry)
+        assert await reader(local, Remembering(there)).standing() == standing
+
+
 async def test_pushes_under_way_are_no_step_back() -> None:
     """However many go through between the looks at the two sides: what is here is read after what is there."""
 
@@ -198,7 +211,8 @@ async def test_pushes_under_way_are_no_step_back() -> None:
             return StoreIdentity("store", "epoch", generation, f"push {generation}")
 
     for ahead in (0, 1):
-        remote = Remembering(RemoteLineage(Lineage("epoch", 50 + ahead, f"push {50 + ahead}")))
+        last = Lineage("epoch", 50 + ahead, f"push {50 + ahead}")
+        remote = Remembering(RemoteLineage(last, last_entry="still queued" if ahead else ""))
         local = Pushing(replace(LOCAL, memories=0))
         assert await reader(local, remote).standing() in {"same", "resent"}
         assert remote.looked == 2

@@ -64,6 +64,11 @@ class PostgresReading:
         except SchemaMismatch:
             return None
 
+    async def has_entry(self, entry_id: str) -> bool:
+        """See `LocalStatus.has_entry`."""
+        async with self._database.connection() as connection:
+            return bool(await connection.fetchval(self._database.sql["has_entry"], entry_id))
+
     async def activity(self, since: datetime) -> Activity:
         """See `LocalStatus.activity`."""
         sql = self._database.sql
