@@ -195,11 +195,14 @@ WHERE pid = ANY ($1::integer[]) AND pid <> pg_backend_pid() AND application_name
 SET transaction_timeout = 0
 
 -- identity --
-SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage FROM dionysus_sync.store_identity
+SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage,
+       (SELECT max(name COLLATE "C") FROM dionysus_sync.schema_migrations) AS newest_migration
+FROM dionysus_sync.store_identity
 
 -- lock_identity --
 -- As `identity`, and locked: whatever becomes of the advisory lock, two pushes never settle side by side.
-SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage
+SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage,
+       (SELECT max(name COLLATE "C") FROM dionysus_sync.schema_migrations) AS newest_migration
 FROM dionysus_sync.store_identity FOR NO KEY UPDATE
 
 -- move_lineage --

@@ -1,6 +1,6 @@
 """Decides how a database becomes a local store: what can be adopted, which steps are left, or why it cannot be done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -167,13 +167,7 @@ def decide_migrations(
         SchemaMismatch: The database was made by a newer program, or a migration was changed after it was applied.
     """
     known = dict(shipped)
-    newer = sorted(set(applied) - set(known))
-    if newer:
-        raise SchemaMismatch(
-            f"the bookkeeping has migrations that this version does not know: {', '.join(newer)}",
-            where="dionysus_sync",
-            hint="Use the version of dionysus-sync-mcp that installed them, or a newer one.",
-        )
+    _refuse_unknown(set(applied) - set(known))
     changed = sorted(name for name, checksum in applied.items() if known[name] != checksum)
     if changed:
         raise SchemaMismatch(
@@ -182,3 +176,18 @@ def decide_migrations(
             hint="Use the version of dionysus-sync-mcp that installed it.",
         )
     return [name for name, _ in shipped if name not in applied or not whole]
+
+
+def refuse_newer(newest: str | None, last: str) -> None:
+    """Raise `SchemaMismatch` where a database's newest migration is later than the last one that this program has."""
+    if newest is not None and newest > last:
+        _refuse_unknown({newest})
+
+
+def _refuse_unknown(names: Collection[str]) -> None:
+    if names:
+        raise SchemaMismatch(
+            f"the bookkeeping has migrations that this version does not know: {', '.join(sorted(names))}",
+            where="dionysus_sync",
+            hint="Use the version of dionysus-sync-mcp that installed them, or a newer one.",
+        )

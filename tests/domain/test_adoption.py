@@ -12,6 +12,7 @@ from dionysus_sync_mcp.domain.adoption import (
     Rights,
     decide_migrations,
     decide_steps,
+    refuse_newer,
     refuse_without_rights,
 )
 from dionysus_sync_mcp.domain.errors import NotAdoptable, SchemaMismatch
@@ -108,3 +109,15 @@ def test_an_unknown_or_changed_migration_is_refused(applied: dict[str, str]) -> 
     """The program does not work on what it does not know, and says which migration it is."""
     with pytest.raises(SchemaMismatch, match=next(iter(applied))):
         decide_migrations(applied, SHIPPED)
+
+
+@pytest.mark.parametrize("newest", [None, "0001_a", "0002_b"])
+def test_bookkeeping_that_is_not_newer_is_used(newest: str | None) -> None:
+    """None at all is found out in another way."""
+    refuse_newer(newest, "0002_b")
+
+
+def test_newer_bookkeeping_is_refused_by_name() -> None:
+    """The message says which migration this version does not know."""
+    with pytest.raises(SchemaMismatch, match="0003_c"):
+        refuse_newer("0003_c", "0002_b")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
+from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.adoption import (
     CAPTURE_TRIGGERS,
     Column,
@@ -13,6 +14,7 @@ from dionysus_sync_mcp.domain.adoption import (
     StepName,
     decide_migrations,
     decide_steps,
+    refuse_newer,
     refuse_without_rights,
 )
 from dionysus_sync_mcp.domain.errors import Refused, SchemaMismatch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import asyncpg
 
     from dionysus_sync_mcp.adapters.postgres.database import Connection
+
+LAST_MIGRATION = load_migrations()[-1][0]
 
 
 class Installer:
@@ -174,8 +178,9 @@ def identity_of(record: "asyncpg.Record | None") -> StoreIdentity:
     """The store's identity in a record.
 
     Raises:
-        SchemaMismatch: The bookkeeping has lost it.
+        SchemaMismatch: The bookkeeping has lost it, or is a newer program's, which may mean something else by it.
     """
     if record is None:
         raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
+    refuse_newer(record["newest_migration"], LAST_MIGRATION)
     return StoreIdentity(record["id"], record["epoch"], record["generation"], record["lineage"])
