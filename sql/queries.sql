@@ -42,6 +42,12 @@ SELECT bool_and(present) FROM (
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
     FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema}'::text[])
         AS made (name)
+    UNION ALL
+    -- Columns that a migration has added to a table of an earlier one.
+    SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('dionysus_sync.' || split_part(name, '.', 1))
+                   AND attname = split_part(name, '.', 2) AND NOT attisdropped)
+    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.compare_since,store_identity.gap_since,sync_queue.superseded_at}'::text[])
+        AS made (name)
 ) AS parts
 
 -- applied_migrations --
