@@ -27,7 +27,7 @@ from tests.services.waiting import until
 
 OUTAGE_VARIABLE = "DIONYSUS_TEST_OUTAGE_SECONDS"
 LONG_OUTAGE = 600.0
-SHORT_OUTAGE = 6.0
+SHORT_OUTAGE = 5.0
 LONG_PAUSE = 0.1
 FLAP_SECONDS = 0.5  # away, and there again, each
 # Without a backoff there would be fifty a second.
@@ -122,7 +122,7 @@ async def behind_a_door(stores: Stores) -> AsyncIterator[tuple[Proxy, Proxy, Wat
         yield server, door, watched
 
 
-@pytest.mark.scenario(5, "Neo4j away for 6 s under writes")
+@pytest.mark.scenario(5, "Neo4j away for 5 s under writes")
 @pytest.mark.promise("P5")
 @pytest.mark.promise("P9")
 async def test_05_remote_down_under_writes(stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
@@ -181,7 +181,7 @@ async def grown(stores: Stores, writes: int) -> int:
     return queued
 
 
-@pytest.mark.parametrize("seconds", [5.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.slow)])
 @pytest.mark.scenario(6, "Neo4j away for half of each second")
 @pytest.mark.promise("P2")
 @pytest.mark.promise("P3")
@@ -225,7 +225,14 @@ def half_own_stores(own_database_url: str, empty_neo4j: str, tmp_path: Path) -> 
     return Stores(own_database_url, empty_neo4j, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["terminated", "a backend killed", "restarted", "killed"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "terminated",
+        "killed",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("a backend killed", "restarted")),
+    ],
+)
 @pytest.mark.scenario(9, "PostgreSQL restarted, killed, its connections ended")
 @pytest.mark.promise("P9")
 @pytest.mark.promise("P1")

@@ -38,7 +38,8 @@ async def asking_postgres(home: Path, uri: str, folder: Path) -> AsyncIterator[t
         yield server, Stores(postgres.with_database(server.url, database), uri, folder), url
 
 
-@pytest.mark.parametrize("running", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("running", [True, False])
 @pytest.mark.scenario(11, "PostgreSQL has another password for 12 s")
 @pytest.mark.promise("P9")
 @pytest.mark.promise("P5")

@@ -39,7 +39,7 @@ async def write_backlog(oracle: Oracle, watched: Watched, line: Proxy, rows: int
     watched.program.resume()
 
 
-@pytest.mark.scenario(8, "300 ms, 64 kB/s and packets of 500 bytes to Neo4j, a few rows")
+@pytest.mark.scenario(8, "300 ms for every 3 kB, at most 64 kB/s, packets of 500 bytes to Neo4j; 20 rows")
 @pytest.mark.promise("P9")
 async def test_08_few_rows_over_a_bad_line(stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
     """They arrive over the bad line."""
@@ -55,7 +55,7 @@ async def test_08_few_rows_over_a_bad_line(stores: Stores, oracle: Oracle, scena
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["remote", "local"])
-@pytest.mark.scenario(8, "300 ms, 64 kB/s and packets of 500 bytes, 400 rows of 1 kB")
+@pytest.mark.scenario(8, "300 ms for every 3 kB, at most 64 kB/s, packets of 500 bytes; 400 rows of 1 kB")
 @pytest.mark.promise("P9")
 async def test_08_backlog_over_a_bad_line(side: str, stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
     """Batches become smaller until they get through; what was tried in vain is little."""
