@@ -50,6 +50,7 @@ class Round:
 
     Attributes:
         outcome: passed, failed or void.
+        seconds: From the pause of the load until the queue is empty and both stores are as the oracle says.
         memory: Of each program, in MB.
         files: Open files and connections of each program.
     """
@@ -141,6 +142,8 @@ class Soak:
         made = Round(mishap.name, outcome, compared, seconds, memory, [one.num_fds() for one in seen])
         self.rounds.append(made)
         say(line_of(len(self.rounds), made))
+        if outcome == "failed":
+            say("\n".join(f"      {program.pid}: {program.log[-2000:]}" for program in self._fleet.programs))
 
     async def _until_whole(self, mishap: Mishap) -> Comparison:
         try:
