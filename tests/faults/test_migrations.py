@@ -171,10 +171,11 @@ def some_of(steps: list[Step]) -> list[Step]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.scenario(42, "kill -9 at each step of an installation")
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("old", [None, RELEASED], ids=["from nothing", "from the release before"])
-@pytest.mark.parametrize("all_steps", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("all_steps", [False, True], ids=["some", "all"])
 async def test_42_killed_while_migrating(
     plain_template: str, empty_neo4j: str, tmp_path: Path, scenario: Scenario, old: int | None, *, all_steps: bool
 ) -> None:
