@@ -20,6 +20,7 @@ CLOSE_SECONDS = 1.0
 RETIRE_SECONDS = 0.3
 # A server locks a user out for 5 s after three wrong passwords: this process as a whole tries once in this time.
 REFUSAL_SECONDS = 10.0
+LOCKED_OUT = "Neo.ClientError.Security.AuthenticationRateLimit"
 TRIES = 3
 # Two stores at work on the same memories: sent again, the second finds what the first has done.
 COLLISIONS = {
@@ -98,11 +99,10 @@ class Connection:
 
     async def look(self, statements: Sequence[str], seconds: float) -> list[Any]:
         """The value of each statement, over a connection of its own: one of the pool may be dead without knowing."""
-        with our_errors(), anyio.fail_after(seconds):
+        self._heed_refusal()
+        with self._noting_refusal(), our_errors(), anyio.fail_after(seconds):
             async with self._new_driver(await self._access.address()) as driver:
-                values = [await self._value_of(driver, statement, {}) for statement in statements]
-        self._refusal = None
-        return values
+                return [await self._value_of(driver, statement, {}) for statement in statements]
 
     async def write(self, calls: Sequence[Call], seconds: float) -> list[Any]:
         """Run statements in one transaction; the one value of each, `None` where it returns nothing.
@@ -176,9 +176,10 @@ class Connection:
         try:
             yield
         except AccessRefused as error:
-            if isinstance(error.__cause__, AuthError):
+            if _is_about_the_login(error.__cause__):
                 self._refusal = error, time.monotonic() + REFUSAL_SECONDS
             raise
+        self._refusal = None
 
     def _new_driver(self, uri: str) -> AsyncDriver:
         password = self._access.password.get_secret_value()
@@ -252,6 +253,10 @@ class _Transaction:
         if call.check:
             call.check(value)
         return value
+
+
+def _is_about_the_login(error: BaseException | None) -> bool:
+    return isinstance(error, AuthError) or (isinstance(error, Neo4jError) and error.code == LOCKED_OUT)
 
 
 async def _close(driver: AsyncDriver, seconds: float) -> None:
