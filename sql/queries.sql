@@ -197,6 +197,10 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE pid = ANY ($1::integer[]) AND pid <> pg_backend_pid() AND application_name = $2
     AND datname = current_database() AND usename = current_user
 
+-- server_process --
+-- The process that answers.
+SELECT pg_backend_pid()
+
 -- no_transaction_timeout --
 SET transaction_timeout = 0
 

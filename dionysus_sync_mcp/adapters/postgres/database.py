@@ -36,6 +36,11 @@ RELEASE_SECONDS = 1.0
 LOCK_SECONDS = 4
 TRANSACTION_TIMEOUT_SINCE = 17
 APPLICATION_NAME = "dionysus-sync-mcp"
+POOLED = "DATABASE_URL leads to a connection pooler"
+_DIRECT = (
+    "The program keeps settings and prepared statements with its connections: give it a direct connection to the "
+    "server. Your other programs may go on using the pooler; their changes are captured all the same."
+)
 _ENCODE = "Write /, @, : and # in the password as %2F, %40, %3A and %23."
 _SERVER_IS_AWAY = (
     pg.PostgresConnectionError,
@@ -52,6 +57,9 @@ _SERVER_IS_AWAY = (
 )
 # The driver has dropped what it had prepared by the time that it says so; the same statement works on the next try.
 _CHANGED_MEANWHILE = (pg.InvalidCachedStatementError, pg.OutdatedSchemaCacheError)
+# What a pooler says to parameters that it does not know; or what comes of statements that others prepared.
+_OF_A_POOLER = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNameError)
+_UNSUPPORTED = "unsupported startup parameter"
 _PERSON_HAS_TO_ACT = (
     pg.InvalidAuthorizationSpecificationError,
     pg.InsufficientPrivilegeError,
@@ -78,6 +86,8 @@ def for_schema(statement: str, schema: str) -> str:
 
 def in_our_words(error: Exception) -> DionysusError | None:
     """The error of our tree that stands for a driver's or the system's; `None` for one that is neither's."""
+    if isinstance(error, _OF_A_POOLER) or (isinstance(error, pg.ProtocolViolationError) and _UNSUPPORTED in str(error)):
+        return AccessRefused(f"{POOLED} ({_text(error)})", where=WHERE, hint=_DIRECT)
     if isinstance(error, _PERSON_HAS_TO_ACT):
         return AccessRefused(_text(error), where=WHERE, hint="Check DATABASE_URL and the rights of its role.")
     if isinstance(error, _NOT_WHAT_WE_INSTALLED):
@@ -213,6 +223,7 @@ class Database:
         with _readable():
             connection = await asyncpg.connect(url, timeout=timeout, server_settings=self._settings())
         try:
+            await self._check_that_it_is_direct(connection)
             version: str = await connection.fetchval(self.sql["server_version"])
             await connection.close()
         finally:
@@ -261,8 +272,21 @@ class Database:
 
     async def _override(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """A setting that older servers do not know, and which would be an error there when connecting."""
+        await self._check_that_it_is_direct(connection)
         if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
             await connection.execute(self.sql["no_transaction_timeout"])
+
+    async def _check_that_it_is_direct(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """A pooler greets its clients itself, so the process that it names is not the one that answers.
+
+        Raises:
+            AccessRefused: There is one, which may have passed over our settings, and may give each transaction to
+                another process.
+        """
+        async with connection.transaction():
+            answering = await connection.fetchval(self.sql["server_process"])
+        if answering != connection.get_server_pid():
+            raise AccessRefused(POOLED, where=WHERE, hint=_DIRECT)
 
     async def _reset(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """What the driver does, which undoes that setting, and the setting again, in one round trip."""
