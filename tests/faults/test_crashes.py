@@ -11,10 +11,15 @@ from tests.faults.failpoints import Step
 from tests.faults.oracle import Comparison, Oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import Failpoint, Stores, run
-from tests.integration.stores import graph, remote_digest, uid
+from tests.integration.stores import graph, plain_client, remote_digest, uid
+from tests.services import postgres
 from tests.services.local_store import running
 
 PUSH = ("sync", "--no-embed")
+RECOVER = ("recover", "--yes", "--json")
+LOSS = "DROP TABLE memories CASCADE"
+LOSS_OF_ALL = f"{LOSS}; DROP SCHEMA dionysus_sync CASCADE"
+TRIGGERS = "SELECT count(*) FROM pg_trigger WHERE tgrelid = to_regclass('memories') AND NOT tgisinternal"
 CLAIM = "try_push_lock"
 REMOTE_COMMIT = ("COMMIT", "write_memories")
 
@@ -80,6 +85,45 @@ async def test_killed_after_the_remote_commit(
         assert await remote_digest(stores.neo4j_uri) == arrived
         scenario.note(engaged=killed.status == -signal.SIGKILL, compared=compared, seconds=seconds)
     assert await graph(stores.neo4j_uri, "MATCH (s:Store) RETURN count(s)") == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.scenario(3, "kill -9 at each step of a recovery")
+@pytest.mark.promise("P6")
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("loss", [LOSS, LOSS_OF_ALL], ids=["the table", "all"])
+async def test_03_killed_while_recovering(stores: Stores, oracle: Oracle, scenario: Scenario, loss: str) -> None:
+    """Rows are there as they were or not at all, a table is there captured or not at all; the next run brings all."""
+    await write(oracle, "recovered")
+    await run(stores, *PUSH)
+    assert (await oracle.compare()).whole
+    whole = await remote_digest(stores.neo4j_uri)
+    rows, triggers = await local_state(stores.database_url)
+    await postgres.execute(stores.database_url, loss)
+    recorded = await run(stores, *RECOVER, failpoint=Failpoint())
+    assert recorded.status == 0, recorded.output
+    for step in [*(step for step in recorded.steps if step.when == "before"), recorded.steps[-1]]:
+        await postgres.execute(stores.database_url, loss)
+        killed = await run(stores, *RECOVER, failpoint=Failpoint(str(step)))
+        assert killed.reached, f"{step}: {killed.output}"
+        left, left_triggers = await local_state(stores.database_url)
+        assert left.items() <= rows.items(), step
+        assert left_triggers in (0, triggers), step
+        again = await run(stores, *RECOVER)
+        assert again.status == 0, again.output
+        assert await local_state(stores.database_url) == (rows, triggers)
+        assert await remote_digest(stores.neo4j_uri) == whole
+        compared, seconds = await oracle.until_whole()
+        scenario.note(engaged=killed.status == -signal.SIGKILL, compared=compared, seconds=seconds)
+
+
+async def local_state(url: str) -> tuple[dict[str, str], int]:
+    """Every row's content by id, and the number of triggers on the table; nothing where there is none."""
+    async with plain_client(url) as client:
+        if await client.fetchval("SELECT to_regclass('memories') IS NULL"):
+            return {}, 0
+        rows = await client.fetch("SELECT id::text AS id, content FROM memories")
+        return {row["id"]: row["content"] for row in rows}, await client.fetchval(TRIGGERS)
 
 
 def before_remote_commit(steps: list[Step]) -> list[Step]:
