@@ -274,7 +274,7 @@ async def test_a_look_at_the_schema_is_given_up_in_time(
     remote: RemoteStore, neo4j_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an outage the schema is looked at under the push lock, which a lost peer must not keep."""
-    monkeypatch.setattr(writer, "PRESENT_SECONDS", SECONDS)
+    monkeypatch.setattr(writer, "SCHEMA_SECONDS", SECONDS)
     await neo4j_proxy.blackhole()
     started = time.monotonic()
     with pytest.raises(Unavailable):

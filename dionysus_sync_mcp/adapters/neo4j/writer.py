@@ -1,11 +1,12 @@
 """The remote's writing side: its schema, batches of changes, and the definition of the local table."""
 
+from contextlib import suppress
 from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.adapters.neo4j.errors import WHERE
 from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of, memory_parameters
-from dionysus_sync_mcp.domain.errors import LineageMoved
+from dionysus_sync_mcp.domain.errors import LineageMoved, Refused
 from dionysus_sync_mcp.engine.ports import RemoteBatch, Replaced, RowOutcome, StoreIdentity
 
 SCHEMA = (
@@ -21,17 +22,20 @@ SCHEMA = (
     "memory_deleted",
     "session_dates",
 )
-INDEX_SECONDS = 300
-# After each outage it is looked at again, by whoever holds the push lock: a peer that is lost must not keep that long.
-PRESENT_SECONDS = 10.0
+# The schema is looked at, and made, by whoever holds the push lock: a peer that is lost must not keep that for long.
+SCHEMA_SECONDS = 10.0
+INDEX_SECONDS = 5
 
 
 class Writer(Part):
     """Implements `RemoteWriter`."""
 
     async def prepare(self) -> None:
-        """Create constraints and indexes that are missing and wait until they can be used; idempotent."""
-        present = {name for name, *_ in await self._connection.read("schema_present", PRESENT_SECONDS)}
+        """Create constraints and indexes that are missing; idempotent.
+
+        It waits a little until they can be used. One that takes longer to build holds back searches, not pushes.
+        """
+        present = {name for name, *_ in await self._connection.read("schema_present", SCHEMA_SECONDS)}
         missing = [name for name in SCHEMA if name not in present]
         for name in missing:
             await self._connection.read(
@@ -41,7 +45,8 @@ class Writer(Part):
                 analyzer=self._limits.analyzer,
             )
         if missing:
-            await self._connection.read("await_indexes", INDEX_SECONDS, at_most=INDEX_SECONDS)
+            with suppress(Refused):
+                await self._connection.read("await_indexes", SCHEMA_SECONDS, at_most=INDEX_SECONDS)
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
         """Apply a batch in one transaction and one deadline; the outcomes are sorted by memory id.
