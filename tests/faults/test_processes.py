@@ -163,6 +163,7 @@ async def test_14_the_pusher_is_killed(stores: Stores, oracle: Oracle, scenario:
         assert ROLLED_BACK not in second.log
 
 
+@pytest.mark.slow
 @pytest.mark.scenario(14, "two MCP servers and a worker at once, all of them alive")
 @pytest.mark.promise("P2")
 async def test_14_three_at_once(stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
@@ -286,6 +287,7 @@ async def test_14_both_forced_active(stores: Stores, oracle: Oracle, scenario: S
     scenario.note(engaged=min(pushed[0], pushed[1], waited) > 0, compared=compared, seconds=seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.scenario(14, "two past all locks at once, both going on, until the program stops and a person decides")
 @pytest.mark.promise("P2")
 @pytest.mark.promise("P3")

@@ -326,3 +326,29 @@ async def test_30_the_table_changes(stores: Stores, oracle: Oracle, scenario: Sc
         compared, seconds = await oracle.until_whole()
         scenario.note(engaged=changed == len(CHANGES), compared=compared, seconds=seconds)
     assert await queue(client) == []
+
+
+@pytest.mark.scenario(30, "a column that the triggers name is dropped, and nobody is there to put it back")
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("column", ["sync_status", "synced_at", "remote_id", "synced_version", "updated_at"])
+async def test_30_a_column_that_the_triggers_name_is_gone(
+    stores: Stores, oracle: Oracle, scenario: Scenario, client: Client, column: str
+) -> None:
+    """Every statement of the user's goes through all the same, and the program brings what it came to."""
+    for number in range(1, 4):
+        await oracle.insert(uid(number), f"before {number}")
+    async with running(stores.database_url, stores.neo4j_uri) as program:
+        await program.sync(timeout=SOON, embed=False)
+        await client.execute(f"ALTER TABLE memories DROP COLUMN {column}")
+        gone = f" {column} " not in (await client.fetchval(SHAPE)).replace("{", " ").replace('"', " ")
+        await oracle.update(uid(1), "updated without it")
+        await oracle.delete(uid(2))
+        await oracle.insert(uid(4), "inserted without it")
+        # A column of the user's own is the user's to put back: until then `init` says that it is missing.
+        await client.execute("ALTER TABLE memories ADD COLUMN IF NOT EXISTS updated_at timestamptz")
+        await program.init(dry_run=False)
+        for id_ in oracle.live:
+            await oracle.update(id_, f"{id_.int} at last")
+        await program.sync(timeout=SOON, embed=False)
+    compared, seconds = await oracle.until_whole(10)
+    scenario.note(engaged=gone, compared=compared, seconds=seconds)
