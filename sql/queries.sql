@@ -754,6 +754,9 @@ UPDATE dionysus_sync.store_identity SET compare_since = NULL, gap_since = NULL W
 -- Changes were not captured for a while: a full comparison is due.
 UPDATE dionysus_sync.store_identity SET compare_since = clock_timestamp(), gap_since = clock_timestamp()
 
+-- any_confirmed --
+SELECT EXISTS (SELECT FROM :memories WHERE synced_version IS NOT NULL)
+
 -- note_verification --
 INSERT INTO dionysus_sync.verifications (kind, result, report) VALUES ($1, $2, $3::jsonb)
 

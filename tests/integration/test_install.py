@@ -312,3 +312,19 @@ async def test_an_address_that_cannot_be_read_is_refused_without_the_password(ur
         health = await installer._database.health(1)
     assert not health.up
     assert not re.search("sec|ret", f"{caught.value} {health}")
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("confirmed", [True, False])
+async def test_new_bookkeeping_beside_rows_that_were_confirmed_calls_for_a_comparison(
+    migrated_database_url: str, confirmed: bool
+) -> None:
+    """While it was gone nothing was captured; a table that was never pushed needs none."""
+    async with plain_client(migrated_database_url) as user, opened(migrated_database_url) as database:
+        await user.execute("INSERT INTO memories (content) VALUES ('c')")
+        if confirmed:
+            await user.execute("SET dionysus.origin = 'engine'; UPDATE memories SET synced_version = 1")
+        await user.execute("DROP SCHEMA dionysus_sync CASCADE")
+        await Installer(database, load_migrations()).install()
+        due = "SELECT gap_since IS NOT NULL AND compare_since IS NOT NULL FROM dionysus_sync.store_identity"
+        assert await user.fetchval(due) is confirmed

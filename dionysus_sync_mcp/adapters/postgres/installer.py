@@ -49,7 +49,8 @@ class Installer:
     async def install(self) -> tuple[list[InstallStep], bool]:
         """Carry out the steps that are left, in one transaction; returns them as `missing_steps` does.
 
-        Where the capture was installed before, changes may have gone by it: a full comparison is then due.
+        Where the capture was installed before, changes may have gone by it: a full comparison is then due. So it is
+        where the bookkeeping is new, but the remote store has confirmed rows before.
         """
         sql = self._database.sql
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
@@ -58,7 +59,7 @@ class Installer:
             before = await connection.fetchval(sql["has_migrations"])
             steps, adopted = await self._missing(connection)
             await self._carry_out(connection, steps)
-            if before and steps:
+            if steps and (before or await connection.fetchval(sql["any_confirmed"])):
                 await connection.execute(sql["note_gap"])
         return steps, adopted
 
