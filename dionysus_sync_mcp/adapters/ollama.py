@@ -18,6 +18,7 @@ CONNECT_SECONDS = 2.0
 # The first call waits for the model to be loaded.
 FIRST_READ_SECONDS = 120.0
 READ_SECONDS = 30.0
+LOOK_SECONDS = 3.0
 # Ollama embeds one text after the other: a larger request saves nothing, makes a question wait behind it, and comes
 # near the time limit on a busy machine, where one long piece was seen to take 6 s.
 REQUEST_TEXTS = 16
@@ -49,6 +50,7 @@ class OllamaEmbedder:
         self._family = family_of(model)
         self._http = http or _client(url)
         self._read_seconds = FIRST_READ_SECONDS
+        self._failed = False
         self._asking = 0
         self._answered = anyio.Event()
 
@@ -130,19 +132,24 @@ class OllamaEmbedder:
         return vector
 
     async def _post(self, path: str, body: dict[str, object]) -> httpx.Response:
+        if self._failed:
+            # A lost peer keeps a request for ever, even if it comes back: the long wait is for one that is there.
+            await self._get("/api/version", LOOK_SECONDS)
         timeout = httpx.Timeout(self._read_seconds, connect=CONNECT_SECONDS)
         try:
-            return await self._http.post(self._url + path, json=body, timeout=timeout)
+            response = await self._http.post(self._url + path, json=body, timeout=timeout)
         except CLIENT_ERRORS as error:
             # Started again, it has to load the model again.
-            self._read_seconds = FIRST_READ_SECONDS
+            self._read_seconds, self._failed = FIRST_READ_SECONDS, True
             raise client_error(error, self._start_hint()) from error
+        self._failed = False
+        return response
 
-    async def _get(self, path: str) -> object:
+    async def _get(self, path: str, seconds: float = READ_SECONDS) -> object:
         try:
             # Only looks use this: closing tells the server, and the client, not to keep a connection that may die.
             headers = {"Connection": "close"}
-            return self._read(await self._http.get(self._url + path, headers=headers, timeout=READ_SECONDS))
+            return self._read(await self._http.get(self._url + path, headers=headers, timeout=seconds))
         except CLIENT_ERRORS as error:
             raise client_error(error, self._start_hint()) from error
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dionysus_sync_mcp.adapters.ollama import (
     CLIENT_ERRORS,
+    LOOK_SECONDS,
     REQUEST_CHARACTERS,
     REQUEST_TEXTS,
     OllamaEmbedder,
@@ -325,3 +326,29 @@ async def test_health_of_something_else_at_the_address() -> None:
         health = await ollama.health(1.0)
     assert health.error == "the reply is not JSON"
     assert "OLLAMA_URL" in health.hint
+
+
+@pytest.mark.promise("P9")
+async def test_after_a_failure_a_lost_ollama_gets_no_request_that_it_could_keep_for_minutes() -> None:
+    """A short look comes first, until it is answered; then no more of them."""
+    asked: list[tuple[str, float]] = []
+    lost = True
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.extensions["timeout"]["read"]))
+        if lost:
+            raise httpx.ReadTimeout("", request=request)
+        if request.url.path == "/api/version":
+            return httpx.Response(200, json={"version": "0"})
+        return httpx.Response(200, json={"embeddings": [[1.0, 1.0]]})
+
+    async with embedder(answer) as ollama:
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await ollama.embed_documents(["a"])
+        lost = False
+        for _ in range(2):
+            await ollama.embed_documents(["a"])
+    embed, look = "/api/embed", "/api/version"
+    assert [path for path, _ in asked] == [embed, look, look, embed, embed]
+    assert all(seconds == LOOK_SECONDS for path, seconds in asked if path == look)
