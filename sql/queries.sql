@@ -31,6 +31,28 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.schema_migrations (
 -- has_migrations --
 SELECT to_regclass('dionysus_sync.schema_migrations') IS NOT NULL
 
+-- put_back_columns --
+-- Columns that somebody has removed from a table of the bookkeeping: a migration only makes a table as a whole, and needs them
+-- for its indexes.
+ALTER TABLE IF EXISTS dionysus_sync.sync_queue
+    ADD COLUMN IF NOT EXISTS base_version integer,
+    ADD COLUMN IF NOT EXISTS retry_count integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS next_retry_at timestamptz,
+    ADD COLUMN IF NOT EXISTS last_error text,
+    ADD COLUMN IF NOT EXISTS parked_at timestamptz;
+ALTER TABLE IF EXISTS dionysus_sync.sync_events
+    ADD COLUMN IF NOT EXISTS record_count integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS memory_ids uuid[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS error_message text,
+    ADD COLUMN IF NOT EXISTS duration_ms integer,
+    ADD COLUMN IF NOT EXISTS retry_count integer NOT NULL DEFAULT 0;
+ALTER TABLE IF EXISTS dionysus_sync.conflicts ADD COLUMN IF NOT EXISTS closed_at timestamptz;
+ALTER TABLE IF EXISTS dionysus_sync.alerts
+    ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS next_try_at timestamptz,
+    ADD COLUMN IF NOT EXISTS last_error text,
+    ADD COLUMN IF NOT EXISTS delivered_at timestamptz
+
 -- bookkeeping_whole --
 -- Whether everything that the migrations make is there.
 SELECT bool_and(present) FROM (
@@ -43,10 +65,10 @@ SELECT bool_and(present) FROM (
     FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema}'::text[])
         AS made (name)
     UNION ALL
-    -- Columns that a migration has added to a table of an earlier one.
+    -- Columns that can be put back.
     SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('dionysus_sync.' || split_part(name, '.', 1))
                    AND attname = split_part(name, '.', 2) AND NOT attisdropped)
-    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.compare_since,store_identity.gap_since,sync_queue.superseded_at}'::text[])
+    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.compare_since,store_identity.gap_since,sync_queue.superseded_at,sync_queue.base_version,sync_queue.retry_count,sync_queue.next_retry_at,sync_queue.last_error,sync_queue.parked_at,sync_events.record_count,sync_events.memory_ids,sync_events.error_message,sync_events.duration_ms,sync_events.retry_count,conflicts.closed_at,alerts.attempts,alerts.next_try_at,alerts.last_error,alerts.delivered_at}'::text[])
         AS made (name)
 ) AS parts
 

@@ -49,6 +49,8 @@ TABLES = (
 )  # fmt: skip
 COLUMNS = (
     "store_identity.generation", "store_identity.compare_since", "store_identity.gap_since", "sync_queue.superseded_at",
+    "sync_queue.last_error", "sync_queue.base_version", "sync_queue.retry_count", "sync_queue.next_retry_at",
+    "sync_queue.parked_at", "sync_events.memory_ids", "conflicts.closed_at", "alerts.attempts",
 )  # fmt: skip
 
 

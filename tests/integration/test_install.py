@@ -328,3 +328,20 @@ async def test_new_bookkeeping_beside_rows_that_were_confirmed_calls_for_a_compa
         await Installer(database, load_migrations()).install()
         due = "SELECT gap_since IS NOT NULL AND compare_since IS NOT NULL FROM dionysus_sync.store_identity"
         assert await user.fetchval(due) is confirmed
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("column", ["sync_queue.base_version", "conflicts.closed_at", "alerts.attempts"])
+async def test_a_column_that_somebody_removed_is_put_back(migrated_database_url: str, column: str) -> None:
+    """With the indexes that need it, whichever migration made its table; then there is nothing left to do."""
+    table, _, name = column.partition(".")
+    async with plain_client(migrated_database_url) as user, installer_of(migrated_database_url) as installer:
+        indexes = "SELECT indexname FROM pg_indexes WHERE schemaname = 'dionysus_sync' ORDER BY 1"
+        before = await user.fetch(indexes)
+        await user.execute(f"ALTER TABLE dionysus_sync.{table} DROP COLUMN {name}")
+        assert not await installer.capture_installed()
+        steps, _ = await installer.install()
+        assert steps[0].name == "put_back_columns"
+        assert await installer.capture_installed()
+        assert await installer.install() == ([], True)
+        assert await user.fetch(indexes) == before

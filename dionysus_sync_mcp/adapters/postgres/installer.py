@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dionysus_sync_mcp.adapters.postgres.database import Connection
 
 LAST_MIGRATION = load_migrations()[-1][0]
+PUT_BACK = "put_back_columns"
 
 
 class Installer:
@@ -144,7 +145,8 @@ class Installer:
             applied = {r["name"]: r["checksum"] for r in await connection.fetch(sql["applied_migrations"])}
         whole = bool(await connection.fetchval(sql["bookkeeping_whole"]))
         left = decide_migrations(applied, self._shipped, whole=whole)
-        return [InstallStep(name, self._migrations[name]) for name in left]
+        mending = [InstallStep(PUT_BACK, sql[PUT_BACK])] if applied and left and not whole else []
+        return [*mending, *(InstallStep(name, self._migrations[name]) for name in left)]
 
     def _step(self, name: StepName) -> InstallStep:
         return InstallStep(name, self._database.sql[name])
