@@ -11,7 +11,7 @@ import anyio
 import pytest
 from neo4j import AsyncDriver, AsyncGraphDatabase
 
-from dionysus_sync_mcp.domain.errors import OutcomeUnknown
+from dionysus_sync_mcp.domain.errors import OutcomeUnknown, Unavailable
 from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteWriter, RowOutcome, StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.runtime import Runtime
@@ -59,9 +59,9 @@ class Recording:
         self._writer = writer
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
-        """Deliver."""
+        """Deliver, in as much time as it takes: a machine that is busy is not the fault here."""
         self.batches.append(batch)
-        return await self._writer.write(batch)
+        return await self._writer.write(replace(batch, seconds=PATIENCE))
 
     async def prepare(self) -> None:
         """As it is."""
@@ -138,10 +138,10 @@ async def random_change(oracle: Oracle, random: Random) -> None:
 
 
 async def drain(pusher: Pusher, database_url: str) -> None:
-    """Push until nothing waits, whatever answers are lost."""
+    """Push until nothing waits, as a worker does: whatever answers are lost or late."""
     with anyio.fail_after(PATIENCE):
         while (await waiting(database_url))[0]:
-            with suppress(OutcomeUnknown):
+            with suppress(Unavailable):
                 await pusher.push_once()
 
 
@@ -196,7 +196,7 @@ async def test_13_batches_are_delivered_in_any_order(
 def in_another_order(batches: Sequence[RemoteBatch], random: Random) -> list[RemoteBatch]:
     """Shuffled, some of them twice, and each so that the fence of the store's lineage lets it pass."""
     last = batches[-1].move.to
-    passing = [replace(batch, move=Move(("", last), to=last)) for batch in batches]
+    passing = [replace(batch, move=Move(("", last), to=last), seconds=PATIENCE) for batch in batches]
     shuffled = [*passing, *random.choices(passing, k=len(passing) // 2)]
     random.shuffle(shuffled)
     assert shuffled[: len(passing)] != passing
