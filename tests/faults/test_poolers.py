@@ -1,4 +1,4 @@
-"""Installed by a role that owns its table and nothing else, and reached through a connection pooler."""
+"""Installed by a role that owns its table and is no superuser, and reached through a connection pooler."""
 
 import os
 import re
@@ -33,7 +33,10 @@ TABLE = (
     " session_id uuid, tags text[], created_at timestamptz DEFAULT now(), updated_at timestamptz DEFAULT now())"
 )
 # What it takes to make a schema of one's own in a database that is somebody else's.
-OWNER = f"{TABLE}; ALTER TABLE memories OWNER TO {{role}}; GRANT CREATE ON DATABASE {{database}} TO {{role}}"
+OWNER = (
+    f"{TABLE}; ALTER TABLE memories OWNER TO {{role}};"
+    " GRANT CREATE ON DATABASE {database} TO {role}; GRANT CREATE ON SCHEMA public TO {role}"
+)
 WRITER = "GRANT SELECT, INSERT, UPDATE, DELETE ON memories TO {role}"
 NOT_SUPERUSER = (
     "SELECT NOT rolsuper AND NOT rolcreaterole AND NOT rolcreatedb FROM pg_roles WHERE rolname = current_user"
@@ -44,7 +47,7 @@ IGNORED = (
 )
 
 
-@pytest.mark.scenario(45, "installed by a role that owns the table and nothing else")
+@pytest.mark.scenario(45, "installed by a role that is no superuser: it owns the table and may create in its schema")
 @pytest.mark.promise("P1")
 @pytest.mark.promise("P5")
 async def test_45_a_role_that_owns_only_the_table(database_url: str, empty_neo4j: str, scenario: Scenario) -> None:
