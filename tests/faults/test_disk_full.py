@@ -21,6 +21,7 @@ LENGTH = 4000  # of contents that nothing can make shorter
 MOST_ROWS = 5000
 BACKLOG = 300  # rows: to stamp them, the table has to grow
 REFUSALS = 20
+LONG = 200_000  # of contents that soon fill what Neo4j has set aside for its log
 
 
 @pytest.fixture
@@ -79,7 +80,11 @@ async def test_39_no_room_for_postgres(
 @pytest.mark.promise("P1")
 @pytest.mark.promise("P9")
 async def test_39_no_room_for_neo4j(
-    another_home: Path, disk: Path, migrated_database_url: str, tmp_path: Path, scenario: Scenario
+    another_home: Path,
+    disk: Path,
+    migrated_database_url: str,
+    tmp_path: Path,
+    scenario: Scenario,
 ) -> None:
     """The user does not notice, the status does; nothing is parked for it, and all is pushed when there is room."""
     async with (
@@ -91,10 +96,10 @@ async def test_39_no_room_for_neo4j(
             await writer.wrote(5)
         await drained(migrated_database_url)
         with filled(disk):
-            async with writing(oracle, length=LENGTH):
+            async with writing(oracle, length=LONG):
                 await until_failing(watched)
         await server.restart()
-        await whole_again(oracle, scenario, engaged=True)
+        await whole_again(oracle, scenario, engaged=True, seconds=5 * SOON)
 
 
 async def until_failing(watched: Watched) -> None:
@@ -106,4 +111,4 @@ async def until_failing(watched: Watched) -> None:
         assert status.local.queue.parked == 0
         return status.worker is not None and status.worker.failing_since is not None
 
-    await until(failing, what="pushes fail", seconds=SOON)
+    await until(failing, what="pushes fail", seconds=3 * SOON)
