@@ -102,8 +102,8 @@ async def test_07_half_open_to_ollama(
             watched.program.resume()
             before = proxy.engaged["blackhole"]
             await writer.wrote(5)
-            await watched.until_away("ollama", seconds=2 * SOON)
-            vanished = proxy.engaged["blackhole"] - before
+        await watched.until_away("ollama", seconds=3 * SOON)
+        vanished = proxy.engaged["blackhole"] - before
         await drained(stores.database_url)
         await proxy.heal()
         started = time.monotonic()
