@@ -142,16 +142,19 @@ def _unasked_repair(drift: DriftClass, reason: Reason) -> Action | None:
     return "keep_here" if drift == "different" else _REPAIRS[drift]
 
 
-def winner(here_updated_at: str | None, there_updated_at: str | None, facts: Facts, store: str) -> Side:
+def winner(here_updated_at: str | None, there_updated_at: str | None, facts: Facts, store: str | None) -> Side:
     """Which of two contents of one version counts: the later one.
 
     Of two as old, that of the greater hash where another store wrote the one there, as in a push; else the one here,
     which is a change that bypassed the triggers.
+
+    Args:
+        store: This store; `None` where changes are known to have gone by the triggers, under whichever identity.
     """
     here, there = _time(here_updated_at), _time(there_updated_at)
     if here != there:
         return "remote" if there > here else "local"
-    if facts.here is None or facts.there is None or facts.there.origin in (None, store):
+    if store is None or facts.here is None or facts.there is None or facts.there.origin in (None, store):
         return "local"
     return "remote" if facts.there.content_hash > facts.here.content_hash else "local"
 

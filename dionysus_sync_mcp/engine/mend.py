@@ -72,10 +72,10 @@ class Mender:
         return mended + (await self._send_above(sent, store) if sent else 0)
 
     async def _keep_here(self, seen: Sequence[Seen], store: str) -> int:
-        sent, _ = await self._winners(seen, store)
+        sent, _ = await self._winners(seen, None)
         return await self._send_above(sent, store) if sent else 0
 
-    async def _winners(self, seen: Sequence[Seen], store: str) -> tuple[list[Seen], list[Seen]]:
+    async def _winners(self, seen: Sequence[Seen], store: str | None) -> tuple[list[Seen], list[Seen]]:
         """Those of which this side wins, and those of which the remote does."""
         there = {memory.id: memory.updated_at for memory in await self._as_seen(seen)}
         here = {c.memory_id: c.newest.properties.updated_at for c in await self._local.states(seen)}

@@ -122,6 +122,7 @@ def test_the_later_content_wins_and_of_two_as_old_the_local_one(
 def test_of_two_as_old_of_two_stores_the_greater_hash_wins(here: Here, remote: There | None, expected: Side) -> None:
     """As a push decides it, so that the winner does not depend on who looks."""
     assert winner(None, None, Facts(here, remote), STORE) == expected
+    assert winner(None, None, Facts(here, remote), None) == "local", "changes are known to have gone by the triggers"
 
 
 @pytest.mark.parametrize(
