@@ -122,3 +122,20 @@ BEGIN
     NEW.updated_at := clock_timestamp();
     RETURN NEW;
 END $$;
+
+-- As in 0003; but the default becomes the column's type as an INSERT would make it: `text DEFAULT now()` is allowed.
+CREATE OR REPLACE FUNCTION dionysus_sync.restored_value(target oid, name name, counted boolean, default_text text)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN counted THEN format('coalesce(made.%I, nextval(%L))', name, pg_get_serial_sequence(target::regclass::text, name))
+        WHEN default_text IS NULL OR name = ANY (dionysus_sync.sync_columns())
+            OR name IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
+                        'created_at', 'updated_at') THEN format('made.%I', name)
+        ELSE format('CASE WHEN imaged.image ? %L THEN made.%I ELSE CAST((%s) AS %s) END', name, name, default_text,
+                    format_type(col.atttypid, col.atttypmod))
+    END
+    FROM pg_attribute AS col WHERE col.attrelid = target AND col.attname = restored_value.name
+$$;

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
+from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.errors import InputError
+from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports import Scope, SessionRow
 from dionysus_sync_mcp.engine.reports import RecoveryReport
 from dionysus_sync_mcp.runtime import Runtime, utc_now
@@ -22,7 +26,7 @@ from tests.integration.stores import (
     remote_digest,
     uid,
 )
-from tests.services.local_store import running
+from tests.services.local_store import opened, running
 
 EVERYTHING = Scope()
 ODD_COLUMNS = """
@@ -118,6 +122,29 @@ async def test_a_table_that_was_dropped_has_its_shape_again(program: Runtime, cl
     assert await client.fetch(parts) == kept
     numbers = await client.fetchrow("INSERT INTO memories (content) VALUES ('next') RETURNING serial_no, identity_no")
     assert tuple(numbers or ()) == (41, 41)
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize(
+    "column",
+    ["ref text DEFAULT gen_random_uuid()", "at text DEFAULT now()", "n varchar(40) DEFAULT 7", "fee money DEFAULT 12.5"],
+)
+async def test_a_default_of_another_type_than_its_column_is_no_obstacle(
+    migrated_database_url: str, client: Client, column: str
+) -> None:
+    """Rows come back with the value that they had, or with the default where they had no such column."""
+    await client.execute(f"ALTER TABLE memories ADD COLUMN {column}")
+    name = column.split()[0]
+    default = await client.fetchval(f"INSERT INTO memories (content) VALUES ('x') RETURNING {name}::text")
+    then, extra = "2024-01-02T03:04:05+00:00", json.dumps({name: default})
+    kept = RemoteMemory(str(uid(1)), 1, "", None, "kept", "episodic", 0.5, "p", None, [], then, then, extra)
+    bare = kept._replace(id=str(uid(2)), content="bare", extra="{}")
+    async with opened(migrated_database_url) as database:
+        result = await PostgresRestorer(database, Installer(database, load_migrations())).restore([kept, bare])
+    assert (result.restored, result.refused) == (2, [])
+    found = await client.fetch(f"SELECT {name}::text FROM memories WHERE id = ANY ($1) ORDER BY id", [uid(1), uid(2)])
+    assert found[0][0] == default
+    assert found[1][0] is not None
 
 
 @pytest.mark.promise("P6")
