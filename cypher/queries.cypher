@@ -362,7 +362,8 @@ RETURN collect([[m.id, m.sync_version, m.content_hash, toString(m.deleted_at), m
   (m)-[:HAS_VERSION]->(h:MemoryVersion) WHERE h.sync_version = m.sync_version AND h.content_hash = m.content_hash}]) AS page
 
 // keep_states //
-// Adds states to the histories of memories, which stay as they are. $rows: maps as adapters/neo4j/rows.py makes them.
+// Adds states to the histories of memories, which stay as they are: the ids of those that are there. $rows: maps as
+// adapters/neo4j/rows.py makes them.
 UNWIND $rows AS r
 MATCH (m:Memory {id: r.id})
 UNWIND r.older + [r] AS v
@@ -372,6 +373,7 @@ ON CREATE SET h += v.state, h += {
   updated_at: datetime(v.updated_at)
 }
 MERGE (m)-[:HAS_VERSION]->(h)
+RETURN collect(DISTINCT r.id) AS kept
 
 // keep_found //
 // Writes what a memory holds into its history, under $rows[].key, if it is not there: how many stood at the version and

@@ -753,8 +753,11 @@ FROM (
 ORDER BY state.memory_id, state.seq NULLS LAST
 
 -- drop_waiting --
--- $1 ids of locked rows, whose states that wait were kept elsewhere.
-DELETE FROM dionysus_sync.sync_queue WHERE memory_id = ANY ($1::uuid[]) AND parked_at IS NULL
+-- $1 ids, $2 operations, $3 hashes of states that were kept elsewhere: only these stop waiting.
+DELETE FROM dionysus_sync.sync_queue AS entry
+USING unnest($1::uuid[], $2::text[], $3::text[]) AS kept (id, operation, content_hash)
+WHERE entry.memory_id = kept.id AND entry.parked_at IS NULL AND entry.sync_version IS NOT NULL
+  AND entry.operation::text = kept.operation AND dionysus_sync.content_hash(entry.payload) = kept.content_hash
 
 -- new_epoch --
 UPDATE dionysus_sync.store_identity SET epoch = gen_random_uuid()

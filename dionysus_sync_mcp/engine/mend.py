@@ -63,8 +63,12 @@ class Mender:
         return (await self._restorer.restore(await self._as_seen(seen))).verified
 
     async def _pull(self, seen: Sequence[Seen], store: str) -> int:
-        await self._remote.keep_states(await self._local.states(seen), store)
-        return await self._local.pull(seen, await self._as_seen(seen))
+        states = await self._local.states(seen)
+        there = await self._remote.keep_states(states, store)
+        # The newest state is the row's own, unless that cannot be read: what is not in the history is not overwritten.
+        rows = {one.memory_id: one.facts.here.content_hash for one in seen if one.facts.here}
+        kept = [c for c in states if c.memory_id in there and c.newest.content_hash == rows.get(c.memory_id)]
+        return await self._local.pull(seen, await self._as_seen(seen), kept)
 
     async def _decide(self, seen: Sequence[Seen], store: str) -> int:
         sent, pulled = await self._winners(seen, store)

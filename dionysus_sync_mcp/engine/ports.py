@@ -599,8 +599,16 @@ class LocalMending(Protocol):
         """The rows as they are now, and the states of them that wait in the queue."""
         ...
 
-    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory]) -> int:
-        """Make these rows what the remote holds, and drop their waiting changes, which `states` gave; how many were."""
+    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory], kept: Sequence[MemoryChange]) -> int:
+        """Make these rows what the remote holds, and drop those of their waiting changes that were kept; how many were.
+
+        Args:
+            kept: The states of rows, and those that waited, that are in the remote's history by now. A row that has
+                none of its own among them stays as it is.
+
+        Raises:
+            Refused: A row would be another one than the remote holds; all stay as they are.
+        """
         ...
 
     async def begin_epoch(self) -> None:
@@ -639,8 +647,8 @@ class RemoteComparison(Protocol):
 class RemoteMending(Protocol):
     """The remote store's side of a repair; removes no node, and changes none that is not as it was seen."""
 
-    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> None:
-        """Add these states to the histories of their memories, which stay as they are."""
+    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> frozenset[str]:
+        """Add these states to the histories of their memories, which stay as they are; the ids of those it has."""
         ...
 
     async def keep_found(self, seen: Sequence[Seen]) -> int:

@@ -90,12 +90,14 @@ class MemoryVerifying:
         rows = {one.memory_id: self.local.table[one.memory_id] for one in seen if one.memory_id in self.local.table}
         return [MemoryChange(i, row.confirmed, _state(row)) for i, row in rows.items()]
 
-    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory]) -> int:
-        """Overwrite."""
-        ids = set(self._unchanged(seen))
+    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory], kept: Sequence[MemoryChange]) -> int:
+        """Overwrite, and drop what waits."""
+        ids = set(self._unchanged(seen)) & {change.memory_id for change in kept}
         pulled = [m for m in memories if m.id in ids]
         for m in pulled:
             self.local.table[m.id] = Row(Properties(*m[4:]), m.version, "synced", m.version)
+            for seq in [s for s, entry in self.local.entries.items() if entry.memory_id == m.id]:
+                del self.local.entries[seq]
         return len(pulled)
 
     async def begin_epoch(self) -> None:
@@ -179,9 +181,11 @@ class MemoryComparing:
         nodes = self.remote.nodes
         return [(nodes[i].memory, self._there(i), i not in self.unversioned) for i in memory_ids if i in nodes]
 
-    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> None:
+    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> frozenset[str]:
         """Note whose."""
-        self.kept += [f"{c.memory_id} {c.newest.properties.content} of {store}" for c in changes]
+        there = [c for c in changes if c.memory_id in self.remote.nodes]
+        self.kept += [f"{c.memory_id} {c.newest.properties.content} of {store}" for c in there]
+        return frozenset(c.memory_id for c in there)
 
     async def keep_found(self, seen: Sequence[Seen]) -> int:
         """Note whose."""

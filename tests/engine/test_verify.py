@@ -8,6 +8,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.drift import DriftClass
 from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.memory import MemoryChange
 from dionysus_sync_mcp.engine import compare
 from dionysus_sync_mcp.engine.compare import Comparer
 from dionysus_sync_mcp.engine.mend import Mender
@@ -237,6 +238,30 @@ async def test_many_older_rows_wait_for_a_person(bench: Bench) -> None:
     assert (rest.result, bench.here.epochs) == ("clean", 1)
     await bench.push()
     assert [bench.remote.nodes[uid(n)].memory.version for n in (1, 2, 3)] == [5, 5, 5]
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P4")
+async def test_a_row_that_is_not_in_the_history_is_not_taken_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory went away meanwhile: the row stays, and the change of it that waits."""
+    node = bench.remote.nodes[uid(1)]
+    bench.remote.nodes[uid(1)] = replace(node, memory=node.memory._replace(version=4))
+    bench.local.write(uid(1), "typed")
+    keep = bench.there.keep_states
+
+    async def gone(changes: list[MemoryChange], store: str) -> frozenset[str]:
+        found = bench.remote.nodes.pop(uid(1))
+        kept = await keep(changes, store)
+        bench.remote.nodes[uid(1)] = found
+        return kept
+
+    monkeypatch.setattr(bench.there, "keep_states", gone)
+    report = await bench.verifier.verify_once("full", repair=True, prefer="remote", dry_run=False)
+    assert report.repaired == {"older_here": 0}
+    assert bench.local.table[uid(1)].properties.content == "typed"
+    assert [entry.memory_id for entry in bench.local.entries.values()] == [uid(1)]
 
 
 @pytest.mark.parametrize(

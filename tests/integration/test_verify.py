@@ -7,10 +7,12 @@ from typing import Any, Literal, NamedTuple
 import anyio
 import pytest
 
-from dionysus_sync_mcp.domain.drift import DriftClass
+from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
+from dionysus_sync_mcp.domain.drift import DriftClass, Facts
 from dionysus_sync_mcp.domain.errors import StoreRolledBack
 from dionysus_sync_mcp.engine import compare
 from dionysus_sync_mcp.engine.compare import Kind
+from dionysus_sync_mcp.engine.ports import Seen
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import INSERT, Client, graph, history, images, node, plain_client, queue, uid
 from tests.services import postgres
@@ -93,12 +95,6 @@ async def _age_here(client: Client, _uri: str, _program: Runtime) -> None:
 async def _flip_here(client: Client, _uri: str, _program: Runtime) -> None:
     async with behind_our_back(client):
         await client.execute("UPDATE memories SET content = 'flipped here' WHERE id = $1", VICTIM)
-
-
-async def _flip_there(_client: Client, uri: str, _program: Runtime) -> None:
-    await on_node(
-        uri, "SET m.content = 'flipped there', m.content_hash = 'f00d', m.updated_at = datetime('9000-01-01T00:00:00Z')"
-    )
 
 
 async def _corrupt_there(_client: Client, uri: str, _program: Runtime) -> None:
@@ -442,6 +438,60 @@ async def test_a_database_that_went_back_goes_on_as_a_person_decides(
             assert (uid(20) in rows) == (prefer == "remote")
             assert [(await node(empty_neo4j, uid(i)))["content"] for i in (1, 3)] == list(winners)
             assert {"first 1", "second", "third", "mine"} == {text for _, _, text in await history(empty_neo4j, uid(1))}
+
+
+@pytest.mark.promise("P1")
+async def test_a_waiting_change_is_dropped_only_once_it_is_kept_and_its_row_was_taken_over(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """One whose row was not taken over still waits, and so does one that cannot be read."""
+    await filled(client, program)
+    await graph(empty_neo4j, "MATCH (m:Memory) SET m.sync_version = 9")
+    await client.execute("UPDATE memories SET content = 'typed' WHERE id <= $1", uid(3))
+    await client.execute("UPDATE dionysus_sync.sync_queue SET sync_version = NULL WHERE memory_id = $1", uid(2))
+    verifying = PostgresVerifying(program.database, program.installer)
+    ids = [str(uid(number)) for number in (1, 2, 3)]
+    here, _, _ = await verifying.look(ids)
+    there = await program.remote.standing_of(ids)
+    seen = [Seen(i, Facts(here[i], there[i])) for i in ids]
+    memories = [memory for memory in await program.remote.by_id(ids) if memory.id != str(uid(3))]
+    assert await verifying.pull(seen, memories, await verifying.states(seen)) == 2
+    waiting = await client.fetch("SELECT memory_id FROM dionysus_sync.sync_queue ORDER BY memory_id")
+    assert [r["memory_id"] for r in waiting] == [uid(2), uid(3)]
+    assert await contents(client, 1, 2, 3) == ["second", "second", "typed"]
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("way", ["a trigger of the table's own", "a hash that is not the content's"])
+async def test_what_is_pulled_is_verified(program: Runtime, client: Client, empty_neo4j: str, way: str) -> None:
+    """A row that would be another one than the remote holds stays as it was, and is reported; others are pulled."""
+    await filled(client, program)
+    await graph(
+        empty_neo4j, "MATCH (m:Memory) WHERE m.id IN $ids SET m.sync_version = 9", ids=[str(VICTIM), str(uid(1))]
+    )
+    if way.startswith("a trigger"):
+        await client.execute(
+            "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN NEW.content := upper(NEW.content); RETURN NEW; END'"
+        )
+        await client.execute(
+            "CREATE TRIGGER shout BEFORE UPDATE ON memories FOR EACH ROW"
+            f" WHEN (OLD.id = '{VICTIM}') EXECUTE FUNCTION shout()"
+        )
+    else:
+        await on_node(empty_neo4j, "SET m.content_hash = 'f00d'")
+    report = await program.verify(repair=True, prefer="remote", dry_run=False)
+    assert (report.counts, report.repaired, report.result) == ({"older_here": 2}, {"older_here": 1}, "drift")
+    assert await contents(client, 1, 7) == ["second", "second"]
+    assert await client.fetchval("SELECT sync_version FROM memories WHERE id = $1", VICTIM) == 2
+
+
+async def contents(client: Client, *numbers: int) -> list[str]:
+    """Of these rows."""
+    rows = await client.fetch(
+        "SELECT content FROM memories WHERE id = ANY ($1::uuid[]) ORDER BY id", [*map(uid, numbers)]
+    )
+    return [r["content"] for r in rows]
 
 
 async def test_old_reports_are_pruned(program: Runtime, client: Client) -> None:

@@ -49,10 +49,11 @@ class Verifying(Part):
         """See `RemoteComparison.deep_of`."""
         return _deep(await self._connection.read("deep_of", self._limits.read_seconds, memory_ids=list(memory_ids)))
 
-    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> None:
+    async def keep_states(self, changes: Sequence[MemoryChange], store: str) -> frozenset[str]:
         """See `RemoteMending.keep_states`."""
         rows = [memory_row(change, store) for change in sorted(changes, key=lambda change: change.memory_id)]
-        await self._connection.write([Call("keep_states", {"rows": rows})], self._limits.write_seconds)
+        (kept,) = await self._connection.write([Call("keep_states", {"rows": rows})], self._limits.write_seconds)
+        return frozenset(kept or ())
 
     async def keep_found(self, seen: Sequence[Seen]) -> int:
         """See `RemoteMending.keep_found`."""

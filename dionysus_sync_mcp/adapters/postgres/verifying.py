@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dionysus_sync_mcp.adapters.postgres.database import Connection
 
 KEPT_REPORTS = 1000
+OTHER_ROW = "The table lacks a column that it needs, or one of its own triggers changes it."
 
 
 class PostgresVerifying:
@@ -138,14 +139,22 @@ class PostgresVerifying:
         # A state that cannot be read was never sent either; its entry is parked by the push.
         return fold((r["memory_id"], r["base_version"], version_of(r)) for r in records if _readable(r))
 
-    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory]) -> int:
+    async def pull(self, seen: Sequence[Seen], memories: Sequence[RemoteMemory], kept: Sequence[MemoryChange]) -> int:
         """See `LocalMending.pull`."""
         sql = self._database.sql
         async with self._database.transaction() as connection:
-            locked = set(await self._lock(connection, seen, waiting_too=True))
-            pulled = await overwrite_rows(connection, sql, [m for m in memories if m.id in locked])
-            await connection.execute(sql["drop_waiting"], sorted(locked))
-            return pulled
+            free = set(await self._lock(connection, seen, waiting_too=True)) & {change.memory_id for change in kept}
+            taken = [memory for memory in memories if memory.id in free]
+            await overwrite_rows(connection, sql, taken)
+            if wrong := await connection.fetch(sql["verify_restored"]):
+                raise Refused(f"memory {wrong[0]['id']} does not become the row that the remote holds", hint=OTHER_ROW)
+            await self._drop_waiting(connection, kept, {memory.id for memory in taken})
+            return len(taken)
+
+    async def _drop_waiting(self, connection: "Connection", kept: Sequence[MemoryChange], taken: set[str]) -> None:
+        states = [(c.memory_id, v) for c in kept if c.memory_id in taken for v in (*c.older, c.newest)]
+        columns = [i for i, _ in states], [v.operation for _, v in states], [v.content_hash for _, v in states]
+        await connection.execute(self._database.sql["drop_waiting"], *columns)
 
     async def begin_epoch(self) -> None:
         """See `LocalMending.begin_epoch`."""
