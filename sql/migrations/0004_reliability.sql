@@ -52,25 +52,22 @@ CREATE INDEX IF NOT EXISTS idx_alerts_waiting ON dionysus_sync.alerts (raised_at
 
 REVOKE ALL ON ALL TABLES IN SCHEMA dionysus_sync FROM PUBLIC;
 
--- As in 0002; and notes whether a column that the row trigger names is gone, so that its next statement does not fail.
+-- As in 0002; and has the row trigger look anew at the columns that it names.
 CREATE OR REPLACE FUNCTION dionysus_sync.note_generated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM set_config('dionysus.generated', noted.generated::text, true),
-            set_config('dionysus.columns_gone', (noted.named < 5)::text, true)
-    FROM (
-        SELECT coalesce(array_agg(attname::text) FILTER (WHERE attgenerated = 's'), '{}') AS generated,
-               count(*) FILTER (WHERE attname IN (
-                   'sync_status', 'synced_at', 'remote_id', 'synced_version', 'updated_at')) AS named
-        FROM pg_attribute WHERE attrelid = TG_RELID AND attnum > 0 AND NOT attisdropped
-    ) AS noted;
+    PERFORM set_config('dionysus.columns', '', true), set_config('dionysus.generated', (
+        SELECT coalesce(array_agg(attname::text), '{}')::text
+        FROM pg_attribute WHERE attrelid = TG_RELID AND attgenerated = 's'), true);
     RETURN NULL;
 END $$;
 
--- As in 0002; but while one of these columns is gone it only counts on: the user's statement goes through, and the guard
--- puts back what is missing. The note is believed only where the catalogue says the same, since the statement can set it.
+-- As in 0002; but the user's statement goes through whatever becomes of the columns that are named here. A session reads a
+-- column by the type that it had when the session first did: once for a statement it is tried whether it has that type still,
+-- or is there at all. Where not, columns are read as text, by a statement that is made for each row; and where that fails
+-- too, the version only counts on, and the guard puts back what is missing.
 CREATE OR REPLACE FUNCTION dionysus_sync.bump_version() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'
@@ -78,19 +75,29 @@ AS $$
 DECLARE
     origin text := CASE WHEN dionysus_sync.by_engine() THEN current_setting('dionysus.origin', true) END;
     generated text := current_setting('dionysus.generated', true);
+    columns text := coalesce(current_setting('dionysus.columns', true), '');
+    tried record;
 BEGIN
     IF origin = 'restore' THEN
         RETURN NEW;
     END IF;
-    IF current_setting('dionysus.columns_gone', true) = 'true' AND 5 > (
-        SELECT count(*) FROM pg_attribute WHERE attrelid = TG_RELID AND NOT attisdropped
-            AND attname IN ('sync_status', 'synced_at', 'remote_id', 'synced_version', 'updated_at')) THEN
-        IF origin IS NULL AND NEW *<> OLD THEN
-            NEW.sync_version := coalesce(OLD.sync_version, 1) + 1;
-        END IF;
-        RETURN NEW;
+    IF columns = '' THEN
+        BEGIN
+            tried := NEW;
+            tried.sync_status := OLD.sync_status;
+            tried.synced_at := OLD.synced_at;
+            tried.sync_version := OLD.sync_version;
+            tried.remote_id := OLD.remote_id;
+            tried.synced_version := OLD.synced_version;
+            tried.sync_status := 'pending';
+            tried.updated_at := clock_timestamp();
+            columns := 'known';
+        EXCEPTION WHEN OTHERS THEN
+            columns := 'changed';
+        END;
+        PERFORM set_config('dionysus.columns', columns, true);
     END IF;
-    IF origin = 'engine' THEN
+    IF columns = 'known' AND origin = 'engine' THEN
         OLD.sync_status := NEW.sync_status;
         OLD.synced_at := NEW.synced_at;
         OLD.sync_version := NEW.sync_version;
@@ -98,12 +105,34 @@ BEGIN
         OLD.synced_version := NEW.synced_version;
         RETURN OLD;
     END IF;
-    NEW.sync_status := OLD.sync_status;
-    NEW.synced_at := OLD.synced_at;
-    NEW.sync_version := OLD.sync_version;
-    NEW.remote_id := OLD.remote_id;
-    NEW.synced_version := OLD.synced_version;
-    IF NOT NEW *<> OLD THEN
+    IF columns = 'known' THEN
+        NEW.sync_status := OLD.sync_status;
+        NEW.synced_at := OLD.synced_at;
+        NEW.sync_version := OLD.sync_version;
+        NEW.remote_id := OLD.remote_id;
+        NEW.synced_version := OLD.synced_version;
+    ELSE
+        BEGIN
+            EXECUTE 'SELECT ($1).sync_status::text, ($1).synced_at::text, ($1).sync_version::text, ($1).remote_id::text, '
+                '($1).synced_version::text' INTO tried USING CASE WHEN origin = 'engine' THEN NEW ELSE OLD END;
+            IF origin = 'engine' THEN
+                OLD.sync_status := tried.sync_status;
+                OLD.synced_at := tried.synced_at;
+                OLD.sync_version := tried.sync_version;
+                OLD.remote_id := tried.remote_id;
+                OLD.synced_version := tried.synced_version;
+                RETURN OLD;
+            END IF;
+            NEW.sync_status := tried.sync_status;
+            NEW.synced_at := tried.synced_at;
+            NEW.sync_version := tried.sync_version;
+            NEW.remote_id := tried.remote_id;
+            NEW.synced_version := tried.synced_version;
+        EXCEPTION WHEN OTHERS THEN
+            columns := 'gone';
+        END;
+    END IF;
+    IF columns = 'gone' AND origin = 'engine' OR NOT NEW *<> OLD THEN
         RETURN NEW;
     END IF;
     IF generated <> '{}' THEN
@@ -117,9 +146,20 @@ BEGIN
             NULL; -- a row that cannot be made JSON counts as changed
         END;
     END IF;
-    NEW.sync_version := coalesce(OLD.sync_version, 1) + 1;
-    NEW.sync_status := 'pending';
-    NEW.updated_at := clock_timestamp();
+    IF columns = 'known' THEN
+        NEW.sync_version := coalesce(OLD.sync_version, 1) + 1;
+        NEW.sync_status := 'pending';
+        NEW.updated_at := clock_timestamp();
+        RETURN NEW;
+    END IF;
+    BEGIN
+        EXECUTE 'SELECT (coalesce(($1).sync_version, 1) + 1)::text AS version' INTO tried USING OLD;
+        NEW.sync_version := tried.version;
+        NEW.sync_status := 'pending';
+        NEW.updated_at := clock_timestamp();
+    EXCEPTION WHEN OTHERS THEN
+        NULL; -- the capture sees what is changed of the user's own columns all the same
+    END;
     RETURN NEW;
 END $$;
 

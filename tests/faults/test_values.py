@@ -352,3 +352,30 @@ async def test_30_a_column_that_the_triggers_name_is_gone(
         await program.sync(timeout=SOON, embed=False)
     compared, seconds = await oracle.until_whole(10)
     scenario.note(engaged=gone, compared=compared, seconds=seconds)
+
+
+@pytest.mark.scenario(30, "a column that the triggers name gets another type, in sessions that have written before")
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [("sync_status", "text"), ("synced_at", "timestamp"), ("remote_id", "text"), ("synced_version", "bigint")],
+)
+async def test_30_a_column_that_the_triggers_name_has_another_type(
+    stores: Stores, oracle: Oracle, scenario: Scenario, client: Client, column: str, kind: str
+) -> None:
+    """Every statement of an open session goes through, and what it came to arrives."""
+    async with running(stores.database_url, stores.neo4j_uri) as program:
+        for number in (1, 2):
+            await oracle.insert(uid(number), f"before {number}")
+            await client.execute("UPDATE memories SET content = $2 WHERE id = $1", uid(number), f"early {number}")
+            oracle.expect(uid(number), f"early {number}")
+        await program.sync(timeout=SOON, embed=False)
+        before = await client.fetchval(SHAPE)
+        await client.execute(f"ALTER TABLE memories ALTER COLUMN {column} TYPE {kind}")
+        for number in (1, 2):
+            await client.execute("UPDATE memories SET content = $2 WHERE id = $1", uid(number), f"late {number}")
+            oracle.expect(uid(number), f"late {number}")
+        await program.sync(timeout=SOON, embed=False)
+        changed = before != await client.fetchval(SHAPE)
+    compared, seconds = await oracle.until_whole(10)
+    scenario.note(engaged=changed, compared=compared, seconds=seconds)

@@ -8,7 +8,7 @@ import pytest
 
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
-from dionysus_sync_mcp.adapters.statements import load_migrations
+from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import INSERT, Client, node, operations, plain_client, queue, uid
 from tests.services.local_store import opened
@@ -225,6 +225,38 @@ async def test_without_our_queue_the_write_goes_on_and_is_found_later(
     entry = (await queue(client))[-1]
     assert (entry.version, entry.image["content"]) == (2, "changed meanwhile")
     assert any("could not capture" in w for w in warnings) or "content_hash" in removal
+
+
+RETYPED = {
+    "sync_status text": "sync_status TYPE text",
+    "synced_at timestamp": "synced_at TYPE timestamp",
+    "remote_id text": "remote_id TYPE text",
+    "remote_id uuid": "remote_id TYPE uuid USING remote_id::uuid",
+    "synced_version bigint": "synced_version TYPE bigint",
+    "updated_at date": "updated_at TYPE date",
+    "sync_status integer": "sync_status DROP DEFAULT, ALTER COLUMN sync_status TYPE integer USING 1",
+}
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("change", RETYPED)
+async def test_a_column_of_another_type_does_not_fail_the_writes_of_open_sessions(client: Client, change: str) -> None:
+    """A session that has written before goes on, its changes are captured, and a stamp of the engine is none."""
+    await client.execute(INSERT, uid(1), "a")
+    for _ in range(8):
+        await client.execute("UPDATE memories SET content = content || '!'")
+    await client.execute(f"ALTER TABLE memories ALTER COLUMN {RETYPED[change]}")
+    for _ in range(3):
+        await client.execute("UPDATE memories SET content = content || '?', synced_version = 77")
+    assert (await operations(client))[-3:] == [("update", 10), ("update", 11), ("update", 12)]
+    assert await client.fetchval("SELECT synced_version FROM memories") is None
+    async with client.transaction():
+        await client.execute(load_sql()["mark_engine"])
+        await client.execute("UPDATE memories SET synced_version = 12, content = 'a trigger of the users'")
+    row = await client.fetchrow("SELECT synced_version, sync_version, content FROM memories")
+    assert row is not None
+    assert tuple(row) == (12, 12, "a!!!!!!!!???")
+    assert len(await operations(client)) == 12
 
 
 async def test_without_our_schema_a_write_goes_on(client: Client) -> None:
