@@ -1,7 +1,7 @@
 """Connections to a peer that is lost are given up in time, and none of them is used again."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import asyncpg
@@ -10,12 +10,14 @@ from neo4j.exceptions import Neo4jError
 from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore, writer
+from dionysus_sync_mcp.adapters.postgres import line
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.domain.errors import AccessRefused, TimedOut, Unavailable
 from dionysus_sync_mcp.engine.ports import RemoteBatch
 from tests.contract.remote_bench import LAPTOP, change, version
 from tests.faults.proxy import Proxy, Slowness, open_proxy
+from tests.integration.stores import Client, plain_client, uid
 from tests.services.local_store import opened
 from tests.services.postgres import execute
 from tests.services.waiting import until
@@ -35,6 +37,13 @@ async def postgres_proxy(migrated_database_url: str) -> AsyncIterator[Proxy]:
     """The way to the local store."""
     async with open_proxy(migrated_database_url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def client(migrated_database_url: str) -> AsyncIterator[Client]:
+    """Somebody else at the local store."""
+    async with plain_client(migrated_database_url) as client:
+        yield client
 
 
 @pytest.fixture
@@ -128,12 +137,72 @@ async def lost_within(outbox: PostgresOutbox, proxy: Proxy) -> None:
         await claim.live_versions([])
 
 
+async def test_a_claim_that_the_server_has_ended_for_being_idle_is_to_be_smaller(
+    migrated_database_url: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for an outage, it would come back as long for ever."""
+    monkeypatch.setattr(line, "IDLE_DEADLINES", 0.1)
+    async with opened(migrated_database_url) as database:
+        with pytest.raises(TimedOut, match="while the remote store was written"):
+            await claimed_until_ended(PostgresOutbox(database), client)
+        assert await one(database, SOON) == 1
+
+
+async def claimed_until_ended(outbox: PostgresOutbox, client: Client) -> None:
+    """A claim that is held until the server has ended it."""
+    async with outbox.claim(10, 10_000, SOON) as claim:
+        assert claim is not None
+        pid = claim._connection.pid
+
+        async def gone() -> bool:
+            return not await client.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid)
+
+        await until(gone, what="the server has ended it", seconds=SOON)
+        await until(closed(claim._connection), what="its end has arrived", seconds=SOON)
+        await claim.has_entry(uid(1))
+
+
+@pytest.mark.parametrize("when", ["during a statement", "between two"])
+async def test_what_the_server_says_when_it_ends_a_connection_is_what_is_told(
+    migrated_database_url: str, client: Client, when: str
+) -> None:
+    """And the idle connections beside it are given up with it, since the server may have been started anew."""
+    async with opened(migrated_database_url) as database:
+        await fill(database, 2)
+        said = "administrator command" if when == "during a statement" else "the connection was ended"
+        with pytest.raises(Unavailable, match=said):
+            await ended(database, client, when)
+        assert len(database._left_behind) == 1
+        assert await one(database, SOON) == 1
+        assert not database._left_behind
+
+
+async def ended(database: Database, client: Client, when: str) -> None:
+    """A use of a connection that the server ends."""
+    async with database.transaction(patience=SOON) as connection:
+        if when == "between two":
+            await client.fetchval("SELECT pg_terminate_backend($1, 10000)", connection.pid)
+            await until(closed(connection), what="its end has arrived", seconds=SOON)
+        await connection.fetchval("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(60)")
+
+
+def closed(connection: line.Line) -> Callable[[], Awaitable[bool]]:
+    """Whether it is, for polling."""
+
+    async def asked() -> bool:
+        return connection.closed()
+
+    return asked
+
+
 async def sleep_long(database: Database, *before: str, patience: float = SECONDS) -> None:
     """A statement that the server is at for a minute, after others."""
-    async with database.transaction(patience=patience) if before else database.connection(patience=patience) as line:
+    async with (
+        database.transaction(patience=patience) if before else database.connection(patience=patience) as connection
+    ):
         for statement in before:
-            await line.fetchval(statement)
-        await line.execute(SLEEP)
+            await connection.fetchval(statement)
+        await connection.execute(SLEEP)
 
 
 async def test_a_cancelled_statement_does_not_wait_for_a_lost_peer(database: Database, postgres_proxy: Proxy) -> None:

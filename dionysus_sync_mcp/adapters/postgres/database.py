@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -257,18 +257,16 @@ class Database:
         self._left_behind.difference_update(pids)
 
     async def _give_back(self, pool: "asyncpg.Pool[asyncpg.Record]", line: Line) -> None:
-        """Without waiting for a connection that hangs."""
-        if line.ended or line.raw.is_closed():
+        """Without waiting for a connection that hangs, and without an error in the place of the one that led here."""
+        if line.ended or line.closed():
             self._left_behind.add(line.pid)
-            line.raw.terminate()
-            await pool.expire_connections()
+            await _end(pool, line)
             return
         with anyio.CancelScope(shield=True):
             try:
                 await pool.release(line.raw, timeout=RELEASE_SECONDS)
-            except (TimeoutError, pg.InterfaceError, pg.PostgresError, OSError):
-                line.raw.terminate()
-                await pool.expire_connections()
+            except (TimeoutError, pg.InterfaceError, pg.InternalClientError, pg.PostgresError, OSError):
+                await _end(pool, line)
 
     async def _override(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """A setting that older servers do not know, and which would be an error there when connecting."""
@@ -312,6 +310,13 @@ class Database:
             "idle_session_timeout": "0",
             "lock_timeout": f"{LOCK_SECONDS}s",
         }
+
+
+async def _end(pool: "asyncpg.Pool[asyncpg.Record]", line: Line) -> None:
+    """Where one connection has ended, the others may be dead too."""
+    with suppress(pg.InterfaceError):
+        line.raw.terminate()
+    await pool.expire_connections()
 
 
 @contextmanager

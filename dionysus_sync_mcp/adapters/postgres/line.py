@@ -76,11 +76,18 @@ class Line:
             yield
         except BaseException:
             # The server undoes what a lost connection had begun, and what went wrong first is what counts.
-            if not self.ended:
+            if not self.ended and not self.closed():
                 with suppress(pg.InterfaceError, pg.PostgresConnectionError):
                     await self._within(transaction.rollback)
             raise
         await self._within(transaction.commit)
+
+    def closed(self) -> bool:
+        """Whether the connection has ended; the driver takes one that ends while it is used out of its hands."""
+        try:
+            return self.raw.is_closed()
+        except pg.InterfaceError:
+            return True
 
     def out_of_time(self) -> Unavailable:
         """The deadline in our words: of a server that has answered within this use, or of one that has not."""
@@ -95,7 +102,7 @@ class Line:
         if self.ended:
             # The cancellation is over: another task's, or a deadline's that was caught. It must not be raised again.
             raise Unavailable("the connection was given up when a statement was cancelled", where=WHERE)
-        self._check_idle()
+        self._check_open()
         try:
             with anyio.fail_after(self.seconds):
                 result = await statement()
@@ -105,12 +112,13 @@ class Line:
         self._answered_at = time.monotonic()
         return result
 
-    def _check_idle(self) -> None:
+    def _check_open(self) -> None:
         """A transaction that the server has ended because it was idle for too long must not come back as long."""
-        if self._answered_at is None or not self.raw.is_closed():
+        if not self.closed():
             return
-        if time.monotonic() - self._answered_at > IDLE_DEADLINES * self.seconds:
+        if self._answered_at and time.monotonic() - self._answered_at > IDLE_DEADLINES * self.seconds:
             raise TimedOut("the transaction was ended while the remote store was written", where=WHERE, hint=_SMALLER)
+        raise Unavailable("the connection was ended", where=WHERE, hint=CHECK)
 
 
 def idle_limit(seconds: float) -> str:
