@@ -21,7 +21,7 @@ from tests.services import neo4j
 from tests.services.local_store import running
 
 ROWS = 30
-SOON = 90.0
+SOON = 60.0
 LONG = 600.0
 WIPE = "MATCH (n) DETACH DELETE n"
 FORGET = "MATCH (m:Memory) WHERE m.id IN $ids OPTIONAL MATCH (m)-[:HAS_VERSION]->(v) DETACH DELETE m, v"
@@ -34,7 +34,6 @@ PUT_BACK = (
     " WITH edge, [p IN pairs WHERE p[0] = edge[0] | p[1]][0] AS a, [p IN pairs WHERE p[0] = edge[3] | p[1]][0] AS b"
     " CREATE (a)-[r:$(edge[1])]->(b) SET r = edge[2]"
 )
-CONSTRAINTS = "SHOW CONSTRAINTS YIELD name RETURN name ORDER BY name"
 CONSTRAINT = "memory_id_unique"
 BULK = (
     "INSERT INTO memories (id, content)"
@@ -52,7 +51,6 @@ class Edit(NamedTuple):
 
 EDITS = [
     Edit("corrupt_there", "SET m.content = 'garbled'"),
-    Edit("different", "SET m.content = 'edited', m.content_hash = 'f00d'"),
     Edit("older_there", "SET m.content = 'of yore', m.content_hash = 'f00d', m.sync_version = 0"),
     Edit("deleted_there", "SET m.deleted_at = datetime()"),
     Edit("missing_there", "DETACH DELETE m"),
@@ -144,7 +142,7 @@ async def test_37_a_wiped_remote_fills_again_unasked(
     scenario.note(engaged=engaged, compared=compared, seconds=seconds)
 
 
-@pytest.mark.scenario(37, "nodes edited by hand in seven ways at once, one of them a second node of a memory")
+@pytest.mark.scenario(37, "nodes edited by hand in six ways at once, one of them a second node of a memory")
 @pytest.mark.promise("P4")
 @pytest.mark.promise("P7")
 async def test_37_nodes_edited_by_hand(stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
@@ -164,7 +162,7 @@ async def test_37_nodes_edited_by_hand(stores: Stores, oracle: Oracle, scenario:
         assert {drift: seen[0].memory_id for drift, seen in found.examples.items()} == victims
         compared, seconds = await oracle.until_whole()
         texts = set(await graph(uri, "MATCH (v:MemoryVersion) RETURN v.content"))
-        assert {"garbled", "edited", "of yore", "twin"} <= texts
+        assert {"garbled", "of yore", "twin"} <= texts
     scenario.note(engaged=engaged, compared=compared, seconds=seconds)
 
 
@@ -172,32 +170,6 @@ async def restore_the_constraint(program: Runtime, uri: str) -> None:
     """Whatever a test came to: the server is shared."""
     await graph(uri, "MATCH (m:Memory) WITH m.id AS id, collect(m) AS ms UNWIND ms[1..] AS m DETACH DELETE m")
     await program.remote.prepare()
-
-
-@pytest.mark.scenario(37, "the remote store's constraint is dropped by hand under a running program")
-@pytest.mark.promise("P2")
-@pytest.mark.promise("P9")
-async def test_37_a_constraint_that_is_missing(stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
-    """Verify says which; a repair makes it again; nothing of the memories is touched."""
-    uri = stores.neo4j_uri
-    async with running(stores.database_url, uri) as program, plain_client(stores.database_url) as client:
-        await fill(oracle, program)
-        before = await graph(uri, CONSTRAINTS)
-        await graph(uri, f"DROP CONSTRAINT {CONSTRAINT}")
-        try:
-            engaged = await graph(uri, CONSTRAINTS) != before
-            await oracle.insert(uid(99), "written without it")
-            await push(program)
-            found = await program.verify()
-            assert (found.result, [CONSTRAINT in warning for warning in found.warnings]) == ("drift", [True])
-            assert "verify --repair" in found.next_step
-            await found_and_mended(program, client, {})
-            assert await graph(uri, CONSTRAINTS) == before
-            assert (await program.verify()).warnings == []
-        finally:
-            await restore_the_constraint(program, uri)
-        compared, seconds = await oracle.until_whole()
-    scenario.note(engaged=engaged, compared=compared, seconds=seconds)
 
 
 class Copied(NamedTuple):
