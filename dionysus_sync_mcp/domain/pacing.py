@@ -11,6 +11,28 @@ LONGEST_SECONDS_OF_ONE_ROW = 600.0
 SMALLEST_SIZE = 10_000
 # Of the deadline. A batch twice as large still takes less than half of it, so the pace does not swing to and fro.
 QUICK = 0.25
+# Of a push that looks for refused rows. A claim may be idle for 24 deadlines, and a write is told by its own.
+MOST_WRITES = 64
+MOST_DEADLINES = 8
+
+
+@dataclass(slots=True)
+class Budget:
+    """What a push may spend on finding the rows that the remote store refuses; the next push goes on from there.
+
+    Attributes:
+        writes: How many more there may be.
+        ends_at: On a clock of the caller's, in seconds.
+        decided: Whether anything is; until then it goes on, since the next push would do the same again.
+    """
+
+    ends_at: float
+    writes: int = MOST_WRITES
+    decided: bool = False
+
+    def is_spent(self, now: float) -> bool:
+        """Whether the rest is for the next push."""
+        return self.decided and (self.writes <= 0 or now >= self.ends_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +57,10 @@ class Pace:
     def first(cls, rows: int, size: int) -> "Pace":
         """The settings, with time to plan the statements."""
         return cls(rows, size, FIRST_SECONDS, rows, size)
+
+    def budget(self, now: float) -> Budget:
+        """Of a push whose batch was refused."""
+        return Budget(now + MOST_DEADLINES * self.seconds)
 
     def when_cold(self) -> "Pace":
         """The same, with time to plan the statements."""

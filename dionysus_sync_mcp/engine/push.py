@@ -21,7 +21,7 @@ from dionysus_sync_mcp.domain.errors import (
 from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage, standing
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory, Version
-from dionysus_sync_mcp.domain.pacing import Pace
+from dionysus_sync_mcp.domain.pacing import Budget, Pace
 from dionysus_sync_mcp.engine.ports import (
     Claim,
     Conflict,
@@ -76,12 +76,14 @@ class Written:
 
     Attributes:
         refused_older: Memories whose newest state went through, but only without the states before it.
+        undecided: Memories and context rows that were not got to; they wait for the next push.
     """
 
     outcomes: list[RowOutcome] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     refused_older: dict[str, str] = field(default_factory=dict)
     refused_context: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    undecided: set[str | tuple[Any, ...]] = field(default_factory=set)
 
 
 class Pusher:
@@ -217,7 +219,7 @@ class Pusher:
         written = await self._insist_on_deletes(claim, batch, await self._write_or_halve(batch))
         await self._note_unlinked(batch, written)
         parked = [*_broken(claim.entries), *_refused(claim.entries, written)]
-        left = {p.seq for p in parked}
+        left = {p.seq for p in parked} | _undecided(claim.entries, written)
         acknowledged = [e.seq for e in claim.entries if e.seq not in left]
         captured = {e.memory_id or "": e.version.number for e in memories if e.version}
         settlement = await self._consequences(claim, changes, captured, written.outcomes)
@@ -228,7 +230,7 @@ class Pusher:
             return Written(outcomes=await self._writer.write(batch))
         except Refused as error:
             await self._check_that_the_rows_are_to_blame(batch)
-            return await self._halve(batch, error)
+            return await self._halve(batch, error, self._pace.budget(time.monotonic()))
 
     async def _check_that_the_rows_are_to_blame(self, batch: RemoteBatch) -> None:
         """Without this, a remote store that is damaged and refuses every write would have the whole queue parked."""
@@ -237,25 +239,32 @@ class Pusher:
         except Refused as error:
             raise Unavailable(f"it refuses every write: {error.what}", where="the remote store", hint=_ILL) from error
 
-    async def _write_halving(self, batch: RemoteBatch) -> Written:
+    async def _write_halving(self, batch: RemoteBatch, budget: Budget) -> Written:
         """Write a batch; one that the remote refuses is halved until the refused row stands alone."""
+        if budget.is_spent(time.monotonic()):
+            return Written(undecided=_keys(batch))
+        budget.writes -= 1
         try:
-            return Written(outcomes=await self._writer.write(batch))
+            outcomes = await self._writer.write(batch)
         except Refused as error:
-            return await self._halve(batch, error)
+            return await self._halve(batch, error, budget)
+        budget.decided = True
+        return Written(outcomes=outcomes)
 
-    async def _halve(self, batch: RemoteBatch, error: Refused) -> Written:
+    async def _halve(self, batch: RemoteBatch, error: Refused, budget: Budget) -> Written:
         pieces = _halves(batch)
         if not pieces:
+            budget.decided = True
             return await self._write_newest(batch, error)
         written = Written()
         for piece in pieces:
-            part = await self._write_halving(piece)
+            part = await self._write_halving(piece, budget)
             written = Written(
                 [*written.outcomes, *part.outcomes],
                 {**written.refused, **part.refused},
                 {**written.refused_older, **part.refused_older},
                 {**written.refused_context, **part.refused_context},
+                written.undecided | part.undecided,
             )
         return written
 
@@ -271,14 +280,21 @@ class Pusher:
         ]
         if not again:
             return written
-        insisted = await self._write_halving(_of(batch, {"changes": again}))
+        # A budget of its own: else what was decided might be undone again, in each push anew.
+        insisted = await self._write_halving(_of(batch, {"changes": again}), self._pace.budget(time.monotonic()))
         done = {change.memory_id for change in again}
         outcomes = [o for o in written.outcomes if o.memory_id not in done] + insisted.outcomes
-        return replace(written, outcomes=outcomes, refused={**written.refused, **insisted.refused})
+        return replace(
+            written,
+            outcomes=outcomes,
+            refused={**written.refused, **insisted.refused},
+            undecided=written.undecided | insisted.undecided,
+        )
 
     async def _note_unlinked(self, batch: RemoteBatch, written: Written) -> None:
         """A reference of which a memory is not in the remote store is parked: it must not vanish (P1)."""
-        standing = [row for row in batch.references if not row.get("deleted")]
+        decided = [row for row in batch.references if _context_key("reference", row) not in written.undecided]
+        standing = [row for row in decided if not row.get("deleted")]
         if not standing:
             return
         for row in await self._reader.unlinked(standing):
@@ -432,6 +448,18 @@ def _context_keys(batch: RemoteBatch) -> list[tuple[Any, ...]]:
 
 def _context_key(entity: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (entity, *(row.get(name) for name in _KEYS[entity]))
+
+
+def _keys(batch: RemoteBatch) -> set[str | tuple[Any, ...]]:
+    return {*(c.memory_id for c in batch.changes), *_context_keys(batch)}
+
+
+def _key(entry: QueueEntry) -> str | tuple[Any, ...]:
+    return entry.memory_id or "" if entry.entity == "memory" else _context_key(entry.entity, entry.payload)
+
+
+def _undecided(entries: Iterable[QueueEntry], written: Written) -> set[int]:
+    return {e.seq for e in entries if not e.broken and _key(e) in written.undecided}
 
 
 def _broken(entries: Iterable[QueueEntry]) -> list[Parking]:

@@ -159,7 +159,7 @@ async def claimed_until_ended(outbox: PostgresOutbox, client: Client) -> None:
 
         await until(gone, what="the server has ended it", seconds=SOON)
         await until(closed(claim._connection), what="its end has arrived", seconds=SOON)
-        await claim.has_entry(uid(1))
+        await claim.has_entry(str(uid(1)))
 
 
 @pytest.mark.parametrize("when", ["during a statement", "between two"])
