@@ -18,8 +18,10 @@ CALL dbms.components() YIELD name, versions WHERE name = 'Neo4j Kernel' RETURN v
 MERGE (s:Store {id: $id})
 // Takes the node's lock before it is read: a process that was paused may be writing too.
 SET s:Store
-WITH s, [s.epoch, s.generation, s.lineage, s.past_epochs, s.last_entry] AS held,
-  coalesce(toStringOrNull(s.lineage), '') IN $accepted + [$to] AS moves,
+// What is compared is what is told of: a lineage that somebody made another type by hand has one text, or none.
+WITH s, coalesce(toStringOrNull(s.lineage), '') AS lineage
+WITH s, [s.epoch, s.generation, lineage, s.past_epochs, s.last_entry] AS held,
+  lineage IN $accepted + [$to] AS moves,
   CASE WHEN s.epoch IS :: STRING NOT NULL AND s.epoch <> $epoch THEN [s.epoch] ELSE [] END AS given_up
 FOREACH (_ IN CASE WHEN moves THEN [1] ELSE [] END |
   SET s.past_epochs = coalesce(s.past_epochs, []) + given_up, s.epoch = $epoch, s.generation = $generation,
@@ -30,7 +32,7 @@ RETURN [moves, held] AS noted
 // lineage //
 // Of the local store $id: [epoch, generation, lineage, past epochs, last queue entry].
 MATCH (s:Store {id: $id})
-RETURN [s.epoch, s.generation, s.lineage, s.past_epochs, s.last_entry] AS held
+RETURN [s.epoch, s.generation, coalesce(toStringOrNull(s.lineage), ''), s.past_epochs, s.last_entry] AS held
 
 // write_memories //
 // Applies the changes of a batch, each guarded by version, and returns the fields of engine.ports.RowOutcome of each.
@@ -79,7 +81,7 @@ CALL (fresh) {
   FOREACH (_ IN CASE WHEN r.deleted OR r.text_hash IS NULL THEN [] ELSE [1] END | SET m:Unembedded)
   FOREACH (_ IN CASE WHEN s IS NULL THEN [] ELSE [1] END | CREATE (m)-[:BELONGS_TO]->(s))
   FOREACH (_ IN CASE WHEN p IS NULL THEN [] ELSE [1] END | CREATE (m)-[:TAGGED_WITH]->(p))
-  RETURN collect([r.id, 'created', r.version, null, false]) AS created
+  RETURN collect([r.id, 'created', r.version, [], false]) AS created
 }
 CALL (others) {
   UNWIND others AS r
@@ -110,6 +112,13 @@ CALL (others) {
       WHEN coalesce(datetime(r.updated_at), datetime('0001-01-01')) < coalesce(m.updated_at, datetime('0001-01-01')) THEN 'conflict_lost'
       WHEN r.state.content_hash > m.content_hash THEN 'conflict_won'
       ELSE 'conflict_lost'
+    END AS judged
+  // One store alone has no conflict: its row was inserted again, and has come to the same number.
+  WITH r, m, held, gone,
+    CASE
+      WHEN m.origin = $store AND judged = 'conflict_won' THEN 'updated'
+      WHEN m.origin = $store AND judged = 'conflict_lost' THEN CASE WHEN gone THEN 'unchanged' ELSE 'stale' END
+      ELSE judged
     END AS outcome
   WITH r, m, outcome,
     CASE outcome WHEN 'conflict_won' THEN {replaced: left(coalesce(toStringOrNull(m.content), ''), 100), replaced_version: held} END
@@ -168,7 +177,7 @@ CALL (others) {
     UNWIND r.older + [r] AS v
     MATCH (h:MemoryVersion {key: v.key}) WHERE h.replaced IS NOT NULL AND h.origin = $store
     WITH h ORDER BY h.sync_version
-    RETURN collect([h.replaced, h.replaced_version, h.sync_version])[-1] AS won
+    RETURN collect([h.replaced, h.replaced_version, h.sync_version]) AS won
   }
   RETURN collect([r.id, outcome, CASE WHEN m.sync_version IS :: INTEGER NOT NULL THEN m.sync_version ELSE 0 END, won,
     // A delete that was captured after what stands here, by one store: its count started again, and is no measure.

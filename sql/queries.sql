@@ -167,6 +167,17 @@ ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_delete
 -- Installing waits for the user's transactions at most this long; it never makes them queue up behind us.
 SET LOCAL lock_timeout = '3s'
 
+-- table_wait --
+-- A push waits for whoever has locked the user's table no longer than this: the rest of the queue waits behind it.
+SELECT set_config('lock_timeout', '500ms', true)
+
+-- usual_wait --
+SELECT set_config('lock_timeout', $1, true)
+
+-- lock_for_stamps --
+-- What is queued now is stamped then: while that cannot be, it would be pushed in vain.
+LOCK TABLE :memories IN ROW EXCLUSIVE MODE
+
 -- backfill --
 -- Queues at most $1 rows that are not synced and have no entry; a row that somebody holds has one soon. The image is made
 -- of the row that was locked: of an older one, it would be pushed after a newer one.
@@ -420,12 +431,18 @@ WHERE deletions.version <> EXCLUDED.version
 DELETE FROM dionysus_sync.deletions WHERE memory_id = ANY ($1::uuid[])
 
 -- rebase --
--- $1 ids of locked rows, $2 the remote's versions: the live row goes above what the remote holds. Returns the rows that did.
+-- $1 ids of locked rows, $2 the remote's versions, $3 the seq of the last entry that was sent: the live row goes above what
+-- the remote holds. Not one of which a later change waits: the remote may hold that already, and its turn decides. Where the
+-- seq is null, whatever waits. Returns the rows that did.
 WITH held AS (
-    SELECT * FROM unnest($1::uuid[], $2::integer[]) AS held (id, version)
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS held (id, version, seq)
 )
 UPDATE :memories SET sync_version = held.version + 1, synced_version = held.version, sync_status = 'pending'
 FROM held WHERE memories.id = held.id AND memories.sync_version <= held.version
+    AND NOT EXISTS (
+        SELECT FROM dionysus_sync.sync_queue AS later
+        WHERE later.memory_id = held.id AND later.seq > held.seq AND later.parked_at IS NULL
+    )
 RETURNING memories.id
 
 -- enqueue_rows --
@@ -444,6 +461,7 @@ WHERE NOT EXISTS (
     SELECT FROM dionysus_sync.conflicts AS known
     WHERE known.memory_id = told.memory_id AND known.winner = told.winner
       AND known.local_version = told.local_version AND known.remote_version = told.remote_version
+      AND known.local_content = told.local_content AND known.remote_content = told.remote_content
 )
 
 -- note_event --
@@ -588,7 +606,7 @@ WITH head AS MATERIALIZED (
 ), counted AS (
     SELECT count(*) AS entries, coalesce(max(seq), 0) AS last FROM head
 ), parked AS MATERIALIZED (
-    SELECT parked_at, retry_count >= $1 AS failed, last_error
+    SELECT parked_at, retry_count >= $1 AS failed, retry_count = 0 AS unsent, last_error
     FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL AND superseded_at IS NULL
 )
 SELECT to_regclass(:'memories') IS NOT NULL AS table_present,
@@ -597,6 +615,7 @@ SELECT to_regclass(:'memories') IS NOT NULL AS table_present,
        (SELECT count(*) FROM parked) AS parked,
        (SELECT count(*) FROM parked WHERE failed) AS failed,
        (SELECT max(parked_at) FROM parked WHERE failed) AS last_failed_at,
+       (SELECT count(*) FROM parked WHERE unsent) AS unsent,
        (SELECT min(created_at) FROM (SELECT created_at FROM head ORDER BY seq LIMIT 100) AS first) AS oldest_queued_at,
        (SELECT max(timestamp) FROM dionysus_sync.sync_events
         WHERE result = 'success' AND direction = 'local_to_remote') AS last_success_at,
@@ -632,13 +651,29 @@ FROM (
     WHERE past.finished_at >= $1
 ) AS repairs
 
--- last_check --
--- The differences are those that it left.
-SELECT last.finished_at, last.kind::text AS kind, last.result::text AS result,
-       (SELECT coalesce(sum(greatest(0, found.count::integer - coalesce((last.report #>> ARRAY['repaired', found.class])::integer, 0))), 0)
-        FROM jsonb_each_text(coalesce(last.report -> 'counts', '{}')) AS found (class, count)) AS differences
-FROM dionysus_sync.verifications AS last
-ORDER BY last.finished_at DESC LIMIT 1
+-- last_checks --
+-- The newest comparison, and the newest that found differences, unless one that looked as closely was clean since. The
+-- differences are those that it left.
+WITH ranked AS (
+    SELECT id, finished_at, result, array_position('{quick,full,deep}', kind::text) AS depth FROM dionysus_sync.verifications
+), chosen AS (
+    (SELECT id, false AS open FROM ranked ORDER BY finished_at DESC LIMIT 1)
+    UNION ALL
+    (SELECT id, true FROM ranked AS drift
+     WHERE result = 'drift' AND NOT EXISTS (
+         SELECT FROM ranked AS clean
+         WHERE clean.result = 'clean' AND clean.finished_at > drift.finished_at AND clean.depth >= drift.depth)
+     ORDER BY finished_at DESC LIMIT 1)
+)
+SELECT chosen.open, past.finished_at, past.kind::text AS kind, past.result::text AS result,
+       (SELECT coalesce(sum(greatest(0, found.count::integer - coalesce((past.report #>> ARRAY['repaired', found.class])::integer, 0))), 0)
+        FROM jsonb_each_text(coalesce(past.report -> 'counts', '{}')) AS found (class, count)) AS differences
+FROM chosen JOIN dionysus_sync.verifications AS past USING (id)
+
+-- undelivered_alerts --
+-- Those that were sent in vain so far, and why the last of them was.
+SELECT count(*) AS undelivered, (array_agg(last_error ORDER BY next_try_at DESC NULLS LAST))[1] AS undelivered_error
+FROM dionysus_sync.alerts WHERE delivered_at IS NULL AND last_error IS NOT NULL
 
 -- recent_alerts --
 -- $1 how many: the newest first.
@@ -766,9 +801,9 @@ UPDATE dionysus_sync.store_identity SET epoch = gen_random_uuid()
 SELECT compare_since, gap_since FROM dionysus_sync.store_identity WHERE compare_since IS NOT NULL
 
 -- comparison_ages --
--- Seconds since the last comparison, and since the last one of all ids, by this server's clock.
+-- Seconds since the last comparison, and since the last one of all ids that was not skipped, by this server's clock.
 SELECT extract(epoch FROM clock_timestamp() - max(finished_at))::float8 AS since_any,
-       extract(epoch FROM clock_timestamp() - max(finished_at) FILTER (WHERE kind <> 'quick'))::float8 AS since_full
+       extract(epoch FROM clock_timestamp() - max(finished_at) FILTER (WHERE kind <> 'quick' AND result <> 'skipped'))::float8 AS since_full
 FROM dionysus_sync.verifications
 
 -- settle_due --
@@ -786,9 +821,10 @@ SELECT EXISTS (SELECT FROM :memories WHERE synced_version IS NOT NULL)
 INSERT INTO dionysus_sync.verifications (kind, result, report) VALUES ($1, $2, $3::jsonb)
 
 -- prune_verifications --
--- Keeps the newest $1.
+-- Keeps the newest $1, and the newest of each kind and result: a difference counts until it is found to be gone.
 DELETE FROM dionysus_sync.verifications
 WHERE id IN (SELECT id FROM dionysus_sync.verifications ORDER BY finished_at DESC OFFSET $1)
+  AND id NOT IN (SELECT DISTINCT ON (kind, result) id FROM dionysus_sync.verifications ORDER BY kind, result, finished_at DESC)
 
 -- send_page --
 -- $1 the last id of the page before or null, $2 how many rows: those of them that have nothing queued are. The last id.
@@ -874,12 +910,14 @@ ON CONFLICT (key) DO NOTHING
 RETURNING id
 
 -- take_alert --
--- $1 seconds for which nobody else takes it.
+-- $1 seconds for which nobody else takes it. None waits longer than 5 minutes, so what seems to was made to wait before the
+-- clock jumped back.
 UPDATE dionysus_sync.alerts AS alert
 SET attempts = alert.attempts + 1, next_try_at = clock_timestamp() + interval '1 second' * $1::float8
 FROM (
     SELECT due.id, due.attempts FROM dionysus_sync.alerts AS due
-    WHERE due.delivered_at IS NULL AND (due.next_try_at IS NULL OR due.next_try_at <= clock_timestamp())
+    WHERE due.delivered_at IS NULL
+      AND (due.next_try_at IS NULL OR due.next_try_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '6 minutes')
     ORDER BY due.raised_at LIMIT 1
     FOR UPDATE SKIP LOCKED
 ) AS taken, dionysus_sync.store_identity AS store
@@ -912,5 +950,17 @@ WITH last AS (
     FOR UPDATE SKIP LOCKED
 ), pruned AS (
     DELETE FROM dionysus_sync.sync_events AS event USING old WHERE event.id = old.id RETURNING 1
+)
+SELECT count(*) FROM pruned
+
+-- prune_alerts --
+-- $1 how many at most; how many were. What was delivered is kept for 30 days, what was not for a year.
+WITH old AS (
+    SELECT id FROM dionysus_sync.alerts
+    WHERE raised_at < now() - CASE WHEN delivered_at IS NULL THEN interval '1 year' ELSE interval '30 days' END
+    ORDER BY raised_at LIMIT $1
+    FOR UPDATE SKIP LOCKED
+), pruned AS (
+    DELETE FROM dionysus_sync.alerts AS alert USING old WHERE alert.id = old.id RETURNING 1
 )
 SELECT count(*) FROM pruned

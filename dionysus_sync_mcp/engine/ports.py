@@ -162,8 +162,8 @@ class SyncEvent:
 class Settlement:
     """What a push writes back to the local store, all of it or nothing.
 
-    A memory that has to change here (a stamp above `captured`, `rebased`, `pulled`) but whose row somebody holds keeps
-    its newest entry, which waits a little, or until the memory's next change.
+    A memory that has to change here (a stamp above `captured`, `rebased`, `pulled`) but whose row somebody holds, or the
+    whole table, keeps its newest entry, which waits a little, or until the memory's next change.
 
     Attributes:
         acknowledged: `seq` of entries that are done with, but for those.
@@ -205,8 +205,11 @@ class Claim(Protocol):
     @property
     def entries(self) -> Sequence[QueueEntry]: ...
 
-    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, "LiveVersion"]:
-        """Where the local rows stand now, by id; those that are gone are left out."""
+    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, "LiveVersion | None"]:
+        """Where the local rows stand now, by id; those that are gone are left out.
+
+        `None` while somebody keeps the table locked: whatever the settlement says, their newest entries wait then.
+        """
         ...
 
     async def has_entry(self, entry_id: str) -> bool:
@@ -273,7 +276,7 @@ class RowOutcome(NamedTuple):
     memory_id: str
     outcome: Outcome
     version: int  # the remote's after the write
-    replaced: Replaced | None = None  # by a `conflict_won`, now or in an earlier delivery of the same versions
+    replaced: tuple[Replaced, ...] = ()  # by each `conflict_won`, now or in an earlier delivery of the same versions
     outlived: bool = False  # a delete was not taken, though what lives there was captured before it by the same store
 
 
@@ -561,6 +564,10 @@ class LocalComparison(Protocol):
         """At one moment: rows, versions of confirmed deletes, and the ids of which a change waits."""
         ...
 
+    async def deletions(self, memory_ids: Sequence[str]) -> dict[str, int]:
+        """Versions of those of these deletes that the remote store has confirmed."""
+        ...
+
     async def hashes(self, memories: Sequence[RemoteMemory]) -> dict[str, str]:
         """The hash that each would have as a row here; empty for one that cannot be a row."""
         ...
@@ -723,10 +730,11 @@ class LocalState:
     identity: StoreIdentity | None
     failed: int = 0  # of the parked: refused so often that nothing but a person's word sends them again
     last_failed_at: datetime | None = None
+    unsent: int = 0  # of the parked: PostgreSQL cannot make JSON of these rows, so only a change of theirs helps
 
 
 class LastCheck(NamedTuple):
-    """The newest comparison of both stores on record."""
+    """A comparison of both stores on record."""
 
     finished_at: datetime
     kind: Literal["quick", "full", "deep"]
@@ -746,7 +754,12 @@ class PastAlert(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What the sync has done since a time, from the audit, and the newest entries of the other records."""
+    """What the sync has done since a time, from the audit, and the newest entries of the other records.
+
+    Attributes:
+        drift: The newest comparison that found differences, unless one that looked as closely was clean since.
+        undelivered: Alerts that were sent in vain so far; `undelivered_error` says why.
+    """
 
     pushes: int = 0
     pushed: int = 0
@@ -757,7 +770,10 @@ class Activity:
     conflicts: int = 0
     repaired: int = 0
     last_check: LastCheck | None = None
+    drift: LastCheck | None = None
     alerts: tuple[PastAlert, ...] = ()
+    undelivered: int = 0
+    undelivered_error: str | None = None
 
 
 class LocalStatus(Protocol):

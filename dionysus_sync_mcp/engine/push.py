@@ -334,7 +334,7 @@ class Pusher:
             rebased=_stamps((o for o, consequence in decided if consequence == "rebase"), captured),
             pulled=pulled,
             conflicts=[
-                *(_won(o, sent[o.memory_id]) for o in outcomes if o.replaced),
+                *(_won(replaced, sent[o.memory_id]) for o in outcomes for replaced in o.replaced),
                 *(_lost(o, sent[o.memory_id], remote.get(o.memory_id)) for o in outcomes if _is_lost(o)),
             ],
         )
@@ -382,12 +382,11 @@ def _is_lost(outcome: RowOutcome) -> bool:
     return outcome.outcome == "conflict_lost"
 
 
-def _won(outcome: RowOutcome, change: MemoryChange) -> Conflict:
+def _won(replaced: Replaced, change: MemoryChange) -> Conflict:
     """The version that won may be an older one, if what became of its first delivery was never heard."""
-    replaced = outcome.replaced or Replaced("", 0, change.newest.number)
     winner = next((v for v in (*change.older, change.newest) if v.number == replaced.by), change.newest)
     content = (winner.properties.content or "")[:100]
-    return Conflict(outcome.memory_id, "local", winner.number, replaced.version, content, replaced.content)
+    return Conflict(change.memory_id, "local", winner.number, replaced.version, content, replaced.content)
 
 
 def _lost(outcome: RowOutcome, change: MemoryChange, remote: RemoteMemory | None) -> Conflict:

@@ -52,6 +52,8 @@ class Bench(Protocol):
 
     def holding(self, number: int) -> AbstractAsyncContextManager[None]: ...
 
+    def locking(self) -> AbstractAsyncContextManager[None]: ...
+
     async def wait(self) -> None: ...
 
     async def row(self, number: int) -> Row: ...
@@ -89,6 +91,13 @@ class TwinBench:
         self.outbox.held.add(str(uid(number)))
         yield
         self.outbox.held.clear()
+
+    @asynccontextmanager
+    async def locking(self) -> AsyncIterator[None]:
+        """Somebody's open transaction has the whole table."""
+        self.outbox.locked = True
+        yield
+        self.outbox.locked = False
 
     async def wait(self) -> None:
         """Until what waits is due."""
@@ -145,6 +154,15 @@ class PostgresBench:
         transaction = self._client.transaction()
         await transaction.start()
         await self._client.execute("DELETE FROM memories WHERE id = $1", uid(number))
+        yield
+        await transaction.rollback()
+
+    @asynccontextmanager
+    async def locking(self) -> AsyncIterator[None]:
+        """Somebody's open transaction has changed the table's shape, and is rolled back."""
+        transaction = self._client.transaction()
+        await transaction.start()
+        await self._client.execute("ALTER TABLE memories ADD COLUMN mood text")
         yield
         await transaction.rollback()
 
@@ -348,6 +366,34 @@ async def test_what_a_held_row_needs_waits_and_nothing_else_does(bench: Bench, c
     assert told(await claimed(bench, rows=1)) == [("create", 1, "a"), ("delete", 2, "a")]
 
 
+@pytest.mark.promise("P1")
+async def test_a_table_that_somebody_has_locked_does_not_hold_back_the_queue(bench: Bench) -> None:
+    """The stamp of a row is left out; what its memory needs more than that waits, and so does what could not be seen."""
+    for number in range(1, 6):
+        await bench.write(number, "a")
+    pulled = RemoteMemory(str(uid(4)), 9, "h", None, "theirs", *[None] * 8)
+    async with bench.locking(), bench.outbox.claim(100, MUCH) as claim:
+        assert claim is not None
+        assert await claim.live_versions([str(uid(5))]) == {str(uid(5)): None}
+        stamps, rebased = [Stamp(str(uid(1)), 1, 1), Stamp(str(uid(2)), 9, 1)], [Stamp(str(uid(3)), 9, 1)]
+        seqs = [e.seq for e in claim.entries]
+        await claim.settle(Settlement(seqs, stamps, rebased=rebased, pulled=[pulled]))
+    assert [await bench.row(n) for n in range(1, 6)] == [Row("a", "pending", 1, None)] * 5
+    await bench.wait()
+    left = await claimed(bench)
+    assert [(e.memory_id, e.waited) for e in left] == [(str(uid(n)), True) for n in (2, 3, 4, 5)]
+    assert [e.base_version for e in left] == [9, None, None, None]
+
+
+async def test_an_outage_is_on_record_while_the_table_is_locked(bench: Bench) -> None:
+    """The rows are not marked."""
+    await bench.write(1, "a")
+    async with bench.locking():
+        await bench.outbox.note_outage([str(uid(1))], SyncEvent("local_to_remote", "queued", 1))
+    assert await bench.events() == [("queued", 1)]
+    assert (await bench.row(1)).status == "pending"
+
+
 async def test_what_waits_is_due_again(bench: Bench) -> None:
     """Even when the memory does not change any more."""
     await bench.write(1, "a")
@@ -393,6 +439,18 @@ async def test_a_rebased_row_goes_above_the_remote_and_is_queued_again(bench: Be
     assert await bench.row(1) == Row("a", "pending", 6, 5)
 
 
+@pytest.mark.promise("P2")
+async def test_a_row_of_which_a_later_change_waits_is_not_rebased(bench: Bench) -> None:
+    """The remote holds the later one already where it was sent before, along with this one, and nobody heard of it."""
+    await bench.write(1, "a")
+    await bench.write(1, "b")
+    async with bench.outbox.claim(1, MUCH) as claim:
+        assert claim
+        await claim.settle(Settlement([e.seq for e in claim.entries], rebased=[Stamp(str(uid(1)), 2, 1)]))
+    assert told(await claimed(bench)) == [("update", 2, "b")]
+    assert (await bench.row(1)).version == 2
+
+
 async def test_a_pulled_row_becomes_what_the_remote_holds(bench: Bench) -> None:
     """And is not captured as a change of the user's; the conflict is on record, contents cut."""
     await bench.write(1, "ours")
@@ -412,7 +470,7 @@ async def test_live_versions_are_of_rows_that_are_there(bench: Bench) -> None:
     async with bench.outbox.claim(10, MUCH) as claim:
         assert claim is not None
         live = await claim.live_versions([str(uid(1)), str(uid(2))])
-    assert {i: (v.version, v.content) for i, v in live.items()} == {str(uid(1)): (1, "x" * 100)}
+    assert {i: (v.version, v.content) for i, v in live.items() if v} == {str(uid(1)): (1, "x" * 100)}
 
 
 @pytest.mark.promise("P1")
@@ -517,10 +575,10 @@ async def test_confirmed_deletes_are_noted_until_the_memory_lives(bench: Bench) 
 @pytest.mark.promise("P8")
 async def test_a_conflict_that_is_told_again_is_on_record_once(bench: Bench) -> None:
     """Another one of the same memory is another one."""
-    for version in (4, 4, 5):
-        conflict = Conflict(str(uid(1)), "local", version, 3, "ours", "theirs")
+    for version, text in ((4, "ours"), (4, "ours"), (5, "ours"), (5, "others")):
+        conflict = Conflict(str(uid(1)), "local", version, 3, text, "theirs")
         await settled(bench, Settlement([], conflicts=[conflict]))
-    assert await bench.conflicts() == [("local", "ours", "theirs")] * 2
+    assert await bench.conflicts() == [("local", text, "theirs") for text in ("ours", "ours", "others")]
 
 
 async def test_an_outage_marks_the_rows_that_wait(bench: Bench) -> None:

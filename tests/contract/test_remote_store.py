@@ -103,6 +103,17 @@ CASES = {
     "live over a foreign tombstone": Case(
         [FOREIGN_GONE_2], change(version(3, "mine"), base=1), "resurrected", 3, "mine"
     ),
+    "equal version of its own, changed later": Case([LIVE_2], change(version(2, "mine", at=9)), "updated", 2, "mine"),
+    "equal version of its own, changed earlier": Case([LIVE_2], change(version(2, "mine", at=1)), "stale", 2, "two"),
+    "equal version of its own, a delete": Case(
+        [LIVE_2], change(version(2, "mine", at=9, operation="delete")), "stale", 2, "two"
+    ),
+    "equal version of its own, both deleted, the later one": Case(
+        [GONE_2], change(version(2, "mine", at=9, operation="delete")), "updated", 2, "mine", deleted=True
+    ),
+    "equal version of its own, both deleted, the earlier one": Case(
+        [GONE_2], change(version(2, "mine", at=1, operation="delete")), "unchanged", 2, "two", deleted=True
+    ),
     "equal version, changed later": Case([FOREIGN_2], change(version(2, "mine", at=9)), "conflict_won", 2, "mine"),
     "equal version, changed earlier": Case([FOREIGN_2], change(version(2, "mine", at=1)), "conflict_lost", 2, "theirs"),
     "equal version, a delete": Case(
@@ -203,7 +214,7 @@ class RemoteContract:
         await push(bench, change(version(2, "t" * 150)), by=DESKTOP)
         (won,) = await push(bench, change(version(3, "mine")))
         (plain,) = await push(bench, change(version(4, "more"), base=3))
-        assert (won.replaced, plain.replaced) == (Replaced("t" * 100, 2, by=3), None)
+        assert (won.replaced, plain.replaced) == ((Replaced("t" * 100, 2, by=3),), ())
 
     @pytest.mark.promise("P8")
     async def test_a_conflict_that_was_won_is_told_again(self, bench: Bench) -> None:
@@ -213,12 +224,22 @@ class RemoteContract:
         (again,) = await push(bench, change(version(3, "mine")))
         (foreign,) = await push(bench, change(version(3, "mine"), base=3), by=DESKTOP)
         (later,) = await push(bench, change(version(4, "more"), version(3, "mine")))
-        expected = Replaced("theirs", 2, by=3)
+        expected = (Replaced("theirs", 2, by=3),)
         assert [(o.outcome, o.replaced) for o in (again, foreign, later)] == [
             ("unchanged", expected),
-            ("unchanged", None),
+            ("unchanged", ()),
             ("updated", expected),
         ]
+
+    @pytest.mark.promise("P8")
+    async def test_every_conflict_that_was_won_is_told_again(self, bench: Bench) -> None:
+        """The other store may have written once more before the first answer was found to be lost."""
+        first, second = version(3, "mine"), version(5, "mine too")
+        await push(bench, change(version(2, "theirs")), by=DESKTOP)
+        await push(bench, change(first))
+        await push(bench, change(version(4, "theirs again"), base=3), by=DESKTOP)
+        (again,) = await push(bench, change(second, first))
+        assert again.replaced == (Replaced("theirs", 2, by=3), Replaced("theirs again", 4, by=5))
 
     async def test_states_between_two_pushes_reach_the_history(self, bench: Bench) -> None:
         """A memory that changed three times since the last push has three versions in the remote."""

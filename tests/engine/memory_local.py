@@ -65,6 +65,7 @@ class MemoryLocal:
     shape: str | None = "the shape"
     refusing: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)  # rows that a transaction of somebody's holds
+    locked: bool = False  # the whole table is somebody's
     waiting: set[int] = field(default_factory=set)
     failure: Exception | None = None
     pushing: bool = False
@@ -134,7 +135,7 @@ class MemoryLocal:
             yield claim
             if claim.settlement:
                 self._check_lineage(claim)
-                self._settle(claim.settlement, claim.entries)
+                self._settle(claim.settlement, claim)
         finally:
             self.pushing = False
 
@@ -166,7 +167,7 @@ class MemoryLocal:
         """Mark and audit."""
         self._check()
         self.events.append(event)
-        self._mark(memory_ids, "queued")
+        self._mark([] if self.locked else memory_ids, "queued")
 
     def _bounded(self, rows: int, size: int) -> list[QueueEntry]:
         chosen: list[QueueEntry] = []
@@ -195,9 +196,10 @@ class MemoryLocal:
             if self.rows and memory_id in self.rows:
                 self.rows[memory_id] = replace(self.rows[memory_id], status=status)
 
-    def _settle(self, settlement: Settlement, sent: Sequence[QueueEntry]) -> None:
-        last = {e.memory_id: e.seq for e in sent if e.memory_id and not e.broken}
-        held = self.held & {*(s.memory_id for s in settlement.rebased), *(m.id for m in settlement.pulled)}
+    def _settle(self, settlement: Settlement, claim: "MemoryClaim") -> None:
+        last = {e.memory_id: e.seq for e in claim.entries if e.memory_id and not e.broken}
+        changed = {*(s.memory_id for s in settlement.rebased), *(m.id for m in settlement.pulled)}
+        held = (changed if self.locked else self.held & changed) | (claim.unseen & last.keys())
         kept = {last[s.memory_id]: s.version for s in settlement.stamps if not self._carried_on(s, last[s.memory_id])}
         left = kept.keys() | {last[i] for i in held}
         for seq in left:
@@ -208,11 +210,11 @@ class MemoryLocal:
         for seq in set(settlement.acknowledged) - left:
             del self.entries[seq]
         self.waiting = (self.waiting | left) & self.entries.keys()
-        self.conflicts += [c for c in settlement.conflicts if c.memory_id not in held and not self._is_known(c)]
+        self.conflicts += [c for c in settlement.conflicts if c.memory_id not in held and c not in self.conflicts]
         self._confirm(settlement, last)
         self.events += [settlement.event] if settlement.event else []
-        self._mark(parked_ids, "failed")
-        if self.rows is not None:
+        self._mark([] if self.locked else parked_ids, "failed")
+        if self.rows is not None and not self.locked:
             self._settle_rows(self.rows, settlement)
 
     def _park(self, settlement: Settlement) -> None:
@@ -221,12 +223,6 @@ class MemoryLocal:
             self.entries[parking.seq] = replace(entry, refusals=entry.refusals + 1)
             self.parked[parking.seq] = parking.error
             self.not_due.add(parking.seq)
-
-    def _is_known(self, conflict: Conflict) -> bool:
-        return any(
-            replace(c, local_content="", remote_content="") == replace(conflict, local_content="", remote_content="")
-            for c in self.conflicts
-        )
 
     def _confirm(self, settlement: Settlement, last: dict[str, int]) -> None:
         for stamp in settlement.deleted:
@@ -252,6 +248,8 @@ class MemoryLocal:
             e for s, e in self.entries.items() if s > last and s not in self.parked and e.memory_id == stamp.memory_id
         ]
         row = self.rows.get(stamp.memory_id)
+        if self.locked:
+            return False
         if row is None or stamp.memory_id in self.held:
             return row is None and not later
         if row.version < stamp.captured or any(e.operation != "update" for e in later):
@@ -271,7 +269,10 @@ class MemoryLocal:
     def _settle_rows(self, rows: dict[str, Row], settlement: Settlement) -> None:
         free = rows.keys() - self.held
         for held in settlement.rebased:
-            if held.memory_id in free and rows[held.memory_id].version <= held.version:
+            sent = max(settlement.acknowledged, default=0)
+            later = (s for s, e in self.entries.items() if s > sent and e.memory_id == held.memory_id)
+            waits = any(s not in self.parked for s in later)
+            if held.memory_id in free and rows[held.memory_id].version <= held.version and not waits:
                 row = replace(rows[held.memory_id], version=held.version + 1, confirmed=held.version, status="pending")
                 rows[held.memory_id] = row
                 self.capture(held.memory_id, "update")
@@ -421,9 +422,13 @@ class MemoryClaim:
     identity: StoreIdentity
     entries: Sequence[QueueEntry]
     settlement: Settlement | None = None
+    unseen: set[str] = field(default_factory=set)
 
-    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion]:
+    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion | None]:
         """Those that are there."""
+        if self.local.locked:
+            self.unseen |= set(memory_ids)
+            return dict.fromkeys(memory_ids)
         rows = self.local.rows or {}
         return {
             i: LiveVersion(rows[i].version, (rows[i].properties.content or "")[:100], rows[i].confirmed)

@@ -175,7 +175,7 @@ class MemoryRemote:
         if outcome in APPLIED:
             self.nodes[change.memory_id] = _applied(old, change, store)
         keys = [(change.memory_id, v.number, v.content_hash, store) for v in (*change.older, change.newest)]
-        replaced = next((self.replaced[key] for key in reversed(keys) if key in self.replaced), None)
+        replaced = tuple(self.replaced[key] for key in keys if key in self.replaced)
         return RowOutcome(change.memory_id, outcome, self.nodes[change.memory_id].memory.version, replaced, outlived)
 
     def _outlived(self, old: Node | None, change: MemoryChange, store: str) -> bool:
@@ -218,7 +218,8 @@ def decide(old: Node | None, change: MemoryChange, store: str) -> Outcome:
     if new.number < old.memory.version:
         return "stale"
     if new.number == old.memory.version:
-        return _decide_equal(old.memory, new)
+        judged = _decide_equal(old.memory, new)
+        return _without_conflict(judged, gone) if old.origin == store else judged
     if gone and not is_delete:
         return "resurrected"
     if gone or old.origin == store or old.memory.version <= (change.base_version or 0):
@@ -236,6 +237,15 @@ def _decide_equal(old: RemoteMemory, new: Version) -> Outcome:
         return "conflict_lost"
     ours = (_time(new.properties.updated_at), new.content_hash)
     return "conflict_won" if ours > (_time(old.updated_at), old.content_hash) else "conflict_lost"
+
+
+def _without_conflict(judged: Outcome, gone: bool) -> Outcome:
+    """Of a store that meets what it wrote itself."""
+    if judged == "conflict_won":
+        return "updated"
+    if judged == "conflict_lost":
+        return "unchanged" if gone else "stale"
+    return judged
 
 
 def _applied(old: Node | None, change: MemoryChange, store: str) -> Node:

@@ -89,10 +89,11 @@ class Meanwhile(MemoryRemote):
 
 
 def act(local: MemoryLocal, name: str, what: str, number: int) -> None:
-    """One thing that a user does; holding a row is to have changed it in a transaction that is not committed yet."""
+    """One thing that a user does; to hold a row, or lock the table, is to have changed it in a transaction still open."""
     if what == "hold" and name in local.table:
         local.held.add(name)
-    if what == "hold":
+    local.locked = what == "lock"
+    if what in ("hold", "lock"):
         return
     local.held.discard(name)
     if what == "write":
@@ -118,7 +119,7 @@ def expect(written: dict[str, str], name: str, what: str, number: int) -> None:
     steps=st.lists(
         st.tuples(
             st.sampled_from("ab"),
-            st.sampled_from(["write", "delete", "again", "hold", "release"]),
+            st.sampled_from(["write", "delete", "again", "hold", "lock", "release"]),
             st.sampled_from(["before", "push", "during", "wait", "lost"]),
         ),
         max_size=40,
@@ -147,6 +148,7 @@ async def test_whatever_happens_during_a_push_the_remote_ends_up_with_it(
             await pusher(local, remote, rows).push_once()
         assert all(node.memory.version >= highest.get(i, 0) for i, node in remote.nodes.items())
         highest = {i: node.memory.version for i, node in remote.nodes.items()}
+    local.locked = False
     local.held.clear()
     for _ in range(2):
         local.wait()
@@ -155,6 +157,7 @@ async def test_whatever_happens_during_a_push_the_remote_ends_up_with_it(
     assert is_whole(local, remote)
     assert not local.entries
     assert {i: row.properties.content for i, row in local.table.items()} == written
+    assert local.conflicts == []
 
 
 async def push_and_lose_the_acknowledgement(local: MemoryLocal, remote: Meanwhile, rows: int) -> None:

@@ -74,7 +74,7 @@ class Writer(Part):
 
 def _outcome(row: list[Any]) -> RowOutcome:
     memory_id, outcome, version, replaced, outlived = row
-    return RowOutcome(memory_id, outcome, version, Replaced(*replaced) if replaced else None, outlived)
+    return RowOutcome(memory_id, outcome, version, tuple(Replaced(*lost) for lost in replaced), outlived)
 
 
 def _store(batch: RemoteBatch) -> Call:

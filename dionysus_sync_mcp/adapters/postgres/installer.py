@@ -95,6 +95,21 @@ class Installer:
         async with self._database.connection() as connection:
             return bool(await connection.fetchval(self._database.sql["has_migrations"]))
 
+    async def refuse_other_bookkeeping(self) -> None:
+        """Nothing, where the bookkeeping is the one that this program installs.
+
+        Raises:
+            SchemaMismatch: It is newer, older, or was changed.
+        """
+        async with self._database.connection() as connection:
+            left = decide_migrations(await self._applied(connection), self._shipped)
+        if left:
+            raise SchemaMismatch(
+                f"the bookkeeping is older than this program, {', '.join(left)} is due",
+                where="dionysus_sync",
+                hint="Run 'dionysus-sync-mcp init' to bring it up to date.",
+            )
+
     async def table_present(self) -> bool:
         """Whether there is a table `memories`."""
         async with self._database.connection() as connection:
@@ -117,7 +132,8 @@ class Installer:
             return await self._backfill("backfill_one_by_one", limit)
 
     async def _backfill(self, name: str, limit: int) -> int:
-        async with self._database.connection(patience=LONG_PATIENCE) as connection:
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
+            await connection.execute(self._database.sql["lock_for_stamps"])
             return len(await connection.fetch(self._database.sql[name], limit))
 
     async def definition(self) -> str | None:
@@ -140,13 +156,15 @@ class Installer:
 
     async def _migration_steps(self, connection: "Connection") -> list[InstallStep]:
         sql = self._database.sql
-        applied: dict[str, str] = {}
-        if await connection.fetchval(sql["has_migrations"]):
-            applied = {r["name"]: r["checksum"] for r in await connection.fetch(sql["applied_migrations"])}
+        applied = await self._applied(connection) if await connection.fetchval(sql["has_migrations"]) else {}
         whole = bool(await connection.fetchval(sql["bookkeeping_whole"]))
         left = decide_migrations(applied, self._shipped, whole=whole)
         mending = [InstallStep(PUT_BACK, sql[PUT_BACK])] if applied and left and not whole else []
         return [*mending, *(InstallStep(name, self._migrations[name]) for name in left)]
+
+    async def _applied(self, connection: "Connection") -> dict[str, str]:
+        found = await connection.fetch(self._database.sql["applied_migrations"])
+        return {r["name"]: r["checksum"] for r in found}
 
     def _step(self, name: StepName) -> InstallStep:
         return InstallStep(name, self._database.sql[name])

@@ -3,11 +3,12 @@
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncpg import exceptions as pg
 
-from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words, users_path
+from dionysus_sync_mcp.adapters.postgres.database import LOCK_SECONDS, Database, in_our_words, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import identity_of
 from dionysus_sync_mcp.adapters.postgres.line import WHERE, idle_limit
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
@@ -95,7 +96,7 @@ class PostgresOutbox:
         async with self._database.transaction() as connection:
             await connection.execute(sql["mark_engine"])
             with _despite_the_table():
-                async with connection.transaction(), users_path(connection, sql):
+                async with _unless_locked(connection, sql, _Table()), users_path(connection, sql):
                     await connection.execute(sql["mark_status"], memory_ids, "queued")
             await note_event(connection, sql, event)
 
@@ -114,14 +115,22 @@ class PostgresClaim:
         self._sql = sql
         self.identity = identity
         self.entries = entries
+        self._table = _Table()
+        self._unseen: set[str] = set()
 
-    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion]:
+    async def live_versions(self, memory_ids: Sequence[str]) -> dict[str, LiveVersion | None]:
         """See `Claim.live_versions`."""
-        records = []
-        with _despite_the_table():
-            async with self._connection.transaction():
-                records = await self._connection.fetch(self._sql["live_versions"], memory_ids)
+        records = () if self._table.locked else await self._live(memory_ids)
+        if self._table.locked:
+            self._unseen.update(memory_ids)
+            return dict.fromkeys(memory_ids)
         return {r["id"]: LiveVersion(r["version"], r["content"] or "", r["confirmed"]) for r in records}
+
+    async def _live(self, memory_ids: Sequence[str]) -> "Sequence[asyncpg.Record]":
+        with _despite_the_table():
+            async with self._at_the_table():
+                return await self._connection.fetch(self._sql["live_versions"], memory_ids)
+        return ()
 
     async def has_entry(self, entry_id: str) -> bool:
         """See `Claim.has_entry`. The claim's own entries are asked for too: another process may have settled them."""
@@ -135,6 +144,7 @@ class PostgresClaim:
         counted_on = [stamp for stamp in settlement.stamps if stamp.version > stamp.captured]
         waiting = await self._carry_on(counted_on)
         held, unchanged = await self._change_rows(settlement)
+        held |= self._unseen & self._last_seqs().keys()
         kept = await self._keep(waiting, held)
         parked = [*settlement.parked, *unchanged]
         left = kept | {p.seq for p in parked}
@@ -178,19 +188,19 @@ class PostgresClaim:
 
     async def _carry_on(self, stamps: Sequence[Stamp]) -> list[Stamp]:
         """Rows count on from the number that they were sent by; those of which an entry has to wait until they can."""
-        if not stamps:
-            return []
+        if not stamps or self._table.locked:
+            return list(stamps)
         ids = [s.memory_id for s in stamps]
         last = self._last_seqs()
         seqs = [last[i] for i in ids]
         waiting: set[str] = set()
         with _despite_the_table():
-            async with self._connection.transaction(), users_path(self._connection, self._sql):
+            async with self._at_the_table(), users_path(self._connection, self._sql):
                 free, held = await self._lock(ids)
                 carried = await self._carry([s for s in stamps if s.memory_id in free], last)
                 changed = await self._ids("changed_since", ids, seqs)
                 waiting = (held | changed) - carried
-        return [s for s in stamps if s.memory_id in waiting]
+        return [s for s in stamps if s.memory_id in waiting or self._table.locked]
 
     async def _carry(self, stamps: Sequence[Stamp], last: Mapping[str, int]) -> set[str]:
         return await self._ids(
@@ -235,32 +245,42 @@ class PostgresClaim:
 
     async def _change(self, settlement: Settlement, changed: Sequence[str]) -> tuple[set[str], str | None]:
         """The memories whose row somebody holds, or why nothing of it was done."""
-        if not changed:
-            return set(), None
+        if not changed or self._table.locked:
+            return set(changed), None
+        held = set(changed)
         try:
-            async with self._connection.transaction():
+            async with self._at_the_table():
                 async with users_path(self._connection, self._sql):
-                    free, held = await self._lock(changed)
+                    free, found = await self._lock(changed)
                 await self._rebase([s for s in settlement.rebased if s.memory_id in free])
                 await overwrite_rows(self._connection, self._sql, [m for m in settlement.pulled if m.id in free])
+                held = found
         except (pg.PostgresError, pg.InterfaceError, Refused) as error:
             return set(), _about_the_table(error).what
         return held, None
 
     async def _rebase(self, rebased: Sequence[Stamp]) -> None:
-        versions = [s.version for s in rebased]
+        last = self._last_seqs()
+        columns = [s.memory_id for s in rebased], [s.version for s in rebased], [last.get(s.memory_id) for s in rebased]
         async with users_path(self._connection, self._sql):
-            rows = await self._connection.fetch(self._sql["rebase"], [s.memory_id for s in rebased], versions)
+            rows = await self._connection.fetch(self._sql["rebase"], *columns)
         await self._connection.execute(self._sql["enqueue_rows"], [r["id"] for r in rows])
 
     async def _stamp(self, stamps: Sequence[Stamp], failed: Sequence[str | None]) -> None:
         """The stamps on the user's rows come last: their locks are held for an instant only."""
+        if self._table.locked:
+            return
         execute, sql = self._connection.execute, self._sql
         columns = [s.memory_id for s in stamps], [s.version for s in stamps], [s.captured for s in stamps]
         with _despite_the_table():
-            async with self._connection.transaction(), users_path(self._connection, sql):
+            async with self._at_the_table(), users_path(self._connection, sql):
                 await execute(sql["mark_status"], failed, "failed")
                 await execute(sql["stamp"], *columns)
+
+    @asynccontextmanager
+    async def _at_the_table(self) -> AsyncIterator[None]:
+        async with _unless_locked(self._connection, self._sql, self._table):
+            yield
 
     async def _note_conflicts(self, conflicts: Sequence[Conflict]) -> None:
         if not conflicts:
@@ -289,6 +309,25 @@ def _only(settlement: Settlement, memory_id: str) -> Settlement:
         rebased=[s for s in settlement.rebased if s.memory_id == memory_id],
         pulled=[m for m in settlement.pulled if m.id == memory_id],
     )
+
+
+@dataclass
+class _Table:
+    """The user's table, as a transaction finds it: one that somebody has locked is not waited for again."""
+
+    locked: bool = False
+
+
+@asynccontextmanager
+async def _unless_locked(connection: "Connection", sql: Mapping[str, str], table: _Table) -> AsyncIterator[None]:
+    """A savepoint for statements on the user's table; undone, without an error, if somebody keeps it locked."""
+    try:
+        async with connection.transaction():
+            await connection.execute(sql["table_wait"])
+            yield
+            await connection.execute(sql["usual_wait"], f"{LOCK_SECONDS}s")
+    except pg.LockNotAvailableError:
+        table.locked = True
 
 
 @contextmanager
