@@ -15,8 +15,11 @@ from dionysus_sync_mcp.settings import LOOPBACK
 WHERE = "the alert webhook"
 DEADLINE_SECONDS = 5.0
 HINT = "Check DIONYSUS_ALERT_WEBHOOK_URL and MEMORY_WEBHOOK_TOKEN, and that the receiver runs."
+HINT_ENVIRONMENT = "Check DIONYSUS_ALERT_WEBHOOK_URL, and ALL_PROXY, HTTPS_PROXY and SSL_CERT_FILE of this program."
 # All that httpx raises, but for wrong use of a stream.
 _CLIENT_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError)
+# What it lets through of a proxy that it cannot use, of certificates that are not there, of a host that is no name.
+_ENVIRONMENT_ERRORS = (ImportError, ValueError, OSError)
 
 
 class Webhook:
@@ -46,6 +49,9 @@ class Webhook:
         except _CLIENT_ERRORS as error:
             # The library's own message may quote the URL.
             raise Unavailable(f"it cannot be reached ({type(error).__name__})", where=WHERE, hint=HINT) from None
+        except _ENVIRONMENT_ERRORS as error:
+            what = f"it cannot be called from here ({type(error).__name__})"
+            raise Unavailable(what, where=WHERE, hint=HINT_ENVIRONMENT) from None
         if not 200 <= status < 300:
             raise Unavailable(f"answer {status}", where=WHERE, hint=HINT)
 

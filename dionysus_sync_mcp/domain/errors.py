@@ -25,6 +25,7 @@ A message never holds a secret and never a destructive command: agents paste wha
 from typing import ClassVar
 
 from dionysus_sync_mcp.domain.lineage import RemoteLineage
+from dionysus_sync_mcp.domain.text import clause
 
 OVERTAKEN = "another process has pushed meanwhile"
 
@@ -49,7 +50,7 @@ class DionysusError(Exception):
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f" {self.hint}" if self.hint else ""
-        return f"{place}{self.what}.{advice}"
+        return f"{place}{clause(self.what)}.{advice}"
 
 
 class SettingsError(DionysusError):

@@ -74,6 +74,11 @@ def line(text: str, limit: int) -> str:
     return excerpt(" ".join(visible(text[: 4 * limit + 64]).split()), limit).text
 
 
+def clause(text: str) -> str:
+    """The text without what a sentence or a list goes on after: for a message of somebody else's within one of ours."""
+    return text.rstrip(" .:;,")
+
+
 def fold(text: str) -> str:
     """Lower case without accents, as the tokenizer of an uncased model makes it.
 

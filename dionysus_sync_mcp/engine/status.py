@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import anyio
 
-from dionysus_sync_mcp.domain.errors import DionysusError
+from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.exposure import Counts, missing_here, missing_there
 from dionysus_sync_mcp.domain.lineage import Lineage, Standing, standing
+from dionysus_sync_mcp.domain.text import clause
 from dionysus_sync_mcp.engine.ports import (
     Activity,
     Health,
@@ -47,6 +48,9 @@ PARKED = (
     "Parked changes are in the local store only: call sync_now with retry_parked=true to try them again, "
     "or change these rows."
 )
+PARKED_UNSENT = (
+    "Parked changes are in the local store only: PostgreSQL cannot make JSON of these rows, so they have to be changed."
+)
 ROLLED_BACK = (
     "This database is older than what it has pushed: it was restored from an old dump, or is a copy. "
     "Nothing is pushed until a person decides what counts."
@@ -73,7 +77,7 @@ class _Looks:
     remote: RemoteReport | None = None
     standing: Standing | None = None
     activity: Activity | None = None
-    unread: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, DionysusError] = field(default_factory=dict)
 
 
 class Shortcomings(NamedTuple):
@@ -110,15 +114,7 @@ class StatusReader:
         session_warnings: Sequence[str] = (),
     ) -> StatusReport:
         """All looks at once, each for at most `timeout` seconds; what did not answer is said, never raised."""
-        looks = _Looks()
-        with first_error():
-            async with anyio.create_task_group() as tasks:
-                for service in self._services:
-                    tasks.start_soon(self._look_at_service, service, looks, timeout)
-                tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
-                tasks.start_soon(_within, timeout, "neo4j", self._look_at_remote, looks)
-                tasks.start_soon(self._look_at_activity, now - STATISTICS_SPAN, looks, timeout)
-        await self._look_again(looks)
+        looks = await self._look(now - STATISTICS_SPAN, timeout)
         health = [looks.health[name] for name in sorted(looks.health, reverse=True)]
         warnings, next_step = advise(
             health,
@@ -143,6 +139,18 @@ class StatusReader:
             session=session,
             version=self._version,
         )
+
+    async def _look(self, since: datetime, timeout: float) -> _Looks:
+        looks = _Looks()
+        with first_error():
+            async with anyio.create_task_group() as tasks:
+                for service in self._services:
+                    tasks.start_soon(self._look_at_service, service, looks, timeout)
+                tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
+                tasks.start_soon(_within, timeout, "neo4j", self._look_at_remote, looks)
+                tasks.start_soon(self._look_at_activity, since, looks, timeout)
+        await self._look_again(looks)
+        return looks
 
     async def shortcomings(self, timeout: float) -> Shortcomings:
         """What of the memories is missing on one side or parked."""
@@ -230,12 +238,12 @@ class StatusReader:
 
 async def _within(timeout: float, service: str, look: Callable[[_Looks], Awaitable[None]], looks: _Looks) -> None:
     """A look that fails leaves its part of the report empty, and its reason beside it."""
-    looks.unread[service] = "no answer in time"
+    looks.unread[service] = Unavailable("no answer in time")
     with anyio.move_on_after(timeout):
         try:
             await look(looks)
         except DionysusError as error:
-            looks.unread[service] = error.what
+            looks.unread[service] = error
         else:
             del looks.unread[service]
 
@@ -245,7 +253,7 @@ def advise(
     local: LocalState | None,
     remote: RemoteReport | None,
     worker: WorkerReport | None,
-    unread: Mapping[str, str],
+    unread: Mapping[str, DionysusError],
     activity: Activity = NO_ACTIVITY,
     standing: Standing | None = None,
 ) -> tuple[list[str], str]:
@@ -270,20 +278,18 @@ def advise(
         *_undelivered(activity),
     ]
     warnings = [warning for warning, _ in found]
-    steps = [step for _, step in found if step]
-    if steps:
-        return warnings, steps[0]
+    return warnings, next((step for _, step in found if step), "") or _when_well(local, remote, worker)
+
+
+def _when_well(local: LocalState | None, remote: RemoteReport | None, worker: WorkerReport | None) -> str:
     if local and local.queued and worker is None:
-        return warnings, "Changes wait for a worker, such as Claude Code's; call sync_now to push them now."
+        return "Changes wait for a worker, such as Claude Code's; call sync_now to push them now."
     if local and local.queued:
-        return warnings, "Changes are on their way; call sync_now to wait until they are in the remote store."
+        return "Changes are on their way; call sync_now to wait until they are in the remote store."
     elsewhere = remote.live - local.memories if local and remote else 0
     if elsewhere > 0:
-        return (
-            warnings,
-            f"{SYNCED} It also holds {elsewhere} memories that are not here; recover_from_remote brings them.",
-        )
-    return warnings, SYNCED
+        return f"{SYNCED} It also holds {elsewhere} memories that are not here; recover_from_remote brings them."
+    return SYNCED
 
 
 def _losses(local: LocalState | None, remote: RemoteReport | None) -> list[tuple[str, str]]:
@@ -320,13 +326,21 @@ def _differences(local: LocalState, remote: RemoteReport) -> list[tuple[str, str
 def _parked(local: LocalState | None) -> list[tuple[str, str]]:
     if local is None or not local.parked:
         return []
-    reason = f": {local.last_parked_error}" if local.last_parked_error else ""
+    reason = f": {clause(local.last_parked_error)}" if local.last_parked_error else ""
+    if local.unsent == local.parked:
+        said = f"{local.parked} changes are parked, since PostgreSQL cannot make JSON of their rows{reason}."
+        return [(said, PARKED_UNSENT)]
     failed = (
         f" {local.failed} of them failed for good: refused ten times, they are not tried again by themselves."
         if local.failed
         else ""
     )
-    return [(f"{local.parked} changes are parked, refused by the remote store{reason}.{failed}", PARKED)]
+    unsent = (
+        f" {local.unsent} of them were never sent: PostgreSQL cannot make JSON of their rows, which have to be changed."
+        if local.unsent
+        else ""
+    )
+    return [(f"{local.parked} changes are parked, refused by the remote store{reason}.{failed}{unsent}", PARKED)]
 
 
 def _outages(health: Sequence[Health], worker: WorkerReport | None) -> list[tuple[str, str]]:
@@ -357,23 +371,31 @@ def _clock(time: datetime) -> str:
 
 
 def _drift(activity: Activity) -> list[tuple[str, str]]:
-    check = activity.last_check
-    if check is None or check.result != "drift":
+    check = activity.drift
+    if check is None:
         return []
     when = _clock(check.finished_at)
     return [(f"The stores differ in {check.differences} memories, as the {check.kind} check of {when} found.", REPAIR)]
 
 
 def _undelivered(activity: Activity) -> list[tuple[str, str]]:
-    failing = [alert for alert in activity.alerts if alert.last_error and not alert.delivered_at]
-    return [(f"{len(failing)} alerts could not be delivered yet: {failing[0].last_error}.", "")] if failing else []
+    if not activity.undelivered:
+        return []
+    reason = clause(activity.undelivered_error or "")
+    return [(f"{activity.undelivered} alerts could not be delivered yet: {reason}.", "")]
 
 
-def _blind(health: Sequence[Health], unread: Mapping[str, str]) -> list[tuple[str, str]]:
+def _blind(health: Sequence[Health], unread: Mapping[str, DionysusError]) -> list[tuple[str, str]]:
     """A service that can be reached but not read: nothing is known of what it holds."""
     stores = {"postgresql": "local", "neo4j": "remote"}
-    up = [h.service for h in health if h.up and h.service in unread]
-    return [(f"The {stores[name]} store could not be read: {unread[name]}.", CANNOT_TELL) for name in up]
+    up = [(stores[h.service], unread[h.service]) for h in health if h.up and h.service in unread]
+    return [_not_read(store, error) for store, error in up]
+
+
+def _not_read(store: str, error: DionysusError) -> tuple[str, str]:
+    if isinstance(error, SchemaMismatch):
+        return f"Nothing is pushed from here: {clause(error.what)}.", error.hint or RUN_INIT
+    return f"The {store} store could not be read: {clause(error.what)}.", CANNOT_TELL
 
 
 def _troubles(local: LocalState | None, worker: WorkerReport | None) -> list[tuple[str, str]]:

@@ -123,3 +123,23 @@ async def test_no_message_quotes_the_url(url: str) -> None:
     assert "hidden" not in said
     assert TOKEN not in said
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "environment"),
+    [
+        ("https://hooks.invalid/hidden", {"ALL_PROXY": "socks5://127.0.0.1:9"}),
+        ("https://hooks.invalid/hidden", {"HTTPS_PROXY": "foo://127.0.0.1:9"}),
+        ("https://hooks.invalid/hidden", {"SSL_CERT_FILE": "/nowhere/hidden.pem"}),
+        ("https://xn--a.example/hidden", {}),
+    ],
+)
+async def test_an_environment_that_does_not_work_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch, url: str, environment: dict[str, str]
+) -> None:
+    """A proxy of an unknown kind, certificates that are not there, a host that is no name: the alert is sent later."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with anyio.fail_after(15), pytest.raises(Unavailable) as caught:
+        await to(url).post("an-id", BODY)
+    assert "hidden" not in f"{caught.value} {caught.value!r}"

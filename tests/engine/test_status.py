@@ -1,13 +1,16 @@
 """What the status says and advises, by what its looks have found."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 import pytest
 
+from dionysus_sync_mcp.domain.errors import AccessRefused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.lineage import Standing
 from dionysus_sync_mcp.engine.ports import Activity, Health, LastCheck, LocalState, PastAlert
 from dionysus_sync_mcp.engine.reports import OutageReport, WorkerReport
-from dionysus_sync_mcp.engine.status import DECIDE, PARKED, REPAIR, ROLLED_BACK, advise
+from dionysus_sync_mcp.engine.status import DECIDE, PARKED, PARKED_UNSENT, REPAIR, ROLLED_BACK, advise
 
 NOON = datetime(2026, 8, 1, 12, tzinfo=UTC)
 UP = [Health("postgresql", version="18"), Health("neo4j", version="5.26"), Health("ollama", version="0.10")]
@@ -34,7 +37,7 @@ def local(queued: int, parked: int = 0, failed: int = 0) -> LocalState:
 @pytest.mark.promise("P9")
 def test_a_store_that_cannot_be_read_is_never_all_well() -> None:
     """A role without rights reaches PostgreSQL: the status says what it cannot see instead of 'nothing to do'."""
-    warnings, next_step = advise(UP, None, None, None, {"postgresql": "permission denied"})
+    warnings, next_step = advise(UP, None, None, None, {"postgresql": AccessRefused("permission denied.")})
     assert warnings == ["The local store could not be read: permission denied."]
     assert "rights" in next_step
 
@@ -42,7 +45,7 @@ def test_a_store_that_cannot_be_read_is_never_all_well() -> None:
 def test_an_outage_is_said_once() -> None:
     """Why a service that is away could not be read is no second warning."""
     away = [Health("neo4j", error="refused", hint="Start it."), UP[0], UP[2]]
-    warnings, next_step = advise(away, local(0), None, None, {"neo4j": "refused"})
+    warnings, next_step = advise(away, local(0), None, None, {"neo4j": Unavailable("refused")})
     assert warnings == ["Neo4j is away: changes wait in the local queue and nothing is lost (refused)."]
     assert next_step == "Start it."
 
@@ -104,28 +107,43 @@ def test_any_other_standing_is_no_alarm(standing: Standing | None) -> None:
     assert advise(UP, local(0), None, None, {}, standing=standing)[0] == []
 
 
-@pytest.mark.parametrize(
-    ("check", "warned"),
-    [
-        (LastCheck(NOON, "full", "drift", 2), True),
-        (LastCheck(NOON, "quick", "clean", 0), False),
-        (LastCheck(NOON, "deep", "clean", 0), False),
-        (LastCheck(NOON, "full", "skipped", 0), False),
-    ],
-)
-def test_drift_that_was_not_mended_is_said(check: LastCheck, warned: bool) -> None:
-    """With what shows a repair before anything is changed."""
-    warnings, next_step = advise(UP, local(0), None, None, {}, Activity(last_check=check))
-    said = ["The stores differ in 2 memories, as the full check of 2026-08-01 12:00:00 UTC found."]
-    assert warnings == (said if warned else [])
-    assert (next_step == REPAIR) is warned
+def test_a_database_of_another_version_says_so_and_what_to_do() -> None:
+    """Nothing is pushed from it, so that it must not look as if all were well, nor as if a right were missing."""
+    error = SchemaMismatch("the bookkeeping is newer", where="dionysus_sync", hint="Use a newer program.")
+    warnings, next_step = advise(UP, None, None, None, {"postgresql": error})
+    assert warnings == ["Nothing is pushed from here: the bookkeeping is newer."]
+    assert next_step == "Use a newer program."
+
+
+def test_rows_that_cannot_be_sent_are_not_to_be_tried_again() -> None:
+    """Only changing them helps, which is said whether or not others are parked too."""
+    parked = replace(local(0, parked=2), last_parked_error="invalid input syntax for type json.", unsent=2)
+    warnings, next_step = advise(UP, parked, None, None, {})
+    assert warnings == [
+        "2 changes are parked, since PostgreSQL cannot make JSON of their rows: invalid input syntax for type json."
+    ]
+    assert next_step == PARKED_UNSENT
+    assert "retry_parked" not in next_step
+    warnings, next_step = advise(UP, replace(parked, parked=3), None, None, {})
+    assert "2 of them were never sent" in warnings[0]
+    assert next_step == PARKED
+
+
+@pytest.mark.parametrize("newest", ["quick", "full", "deep"])
+def test_drift_that_was_not_mended_is_said(newest: Literal["quick", "full", "deep"]) -> None:
+    """With what shows a repair before anything is changed, whatever the newest check came to."""
+    checks = Activity(last_check=LastCheck(NOON, newest, "clean", 0))
+    assert advise(UP, local(0), None, None, {}, checks)[0] == []
+    warnings, next_step = advise(
+        UP, local(0), None, None, {}, replace(checks, drift=LastCheck(NOON, "full", "drift", 2))
+    )
+    assert warnings == ["The stores differ in 2 memories, as the full check of 2026-08-01 12:00:00 UTC found."]
+    assert next_step == REPAIR
 
 
 def test_alerts_that_nobody_takes_are_said() -> None:
-    """Not where they were only not sent yet, or there is nobody to send them to."""
+    """All of them, not only those that are shown; none where there is nobody to send them to."""
     waiting = PastAlert("drift", "The stores differ.", NOON, None, None)
     assert advise(UP, local(0), None, None, {}, Activity(alerts=(waiting,)))[0] == []
-    refused = waiting._replace(last_error="answer 500")
-    assert advise(UP, local(0), None, None, {}, Activity(alerts=(refused, waiting)))[0] == [
-        "1 alerts could not be delivered yet: answer 500."
-    ]
+    failing = Activity(alerts=(waiting,), undelivered=7, undelivered_error="answer 500")
+    assert advise(UP, local(0), None, None, {}, failing)[0] == ["7 alerts could not be delivered yet: answer 500."]

@@ -12,7 +12,12 @@ from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.postgres.alerts import PAGE, PostgresAlerts
 from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
+from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
+from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.adapters.webhook import Webhook, signature
+from dionysus_sync_mcp.domain.errors import SchemaMismatch
 from dionysus_sync_mcp.engine import alerts as engine
 from dionysus_sync_mcp.engine.alerts import Alerter
 from dionysus_sync_mcp.engine.ports import DueAlert, NewAlert
@@ -256,6 +261,115 @@ async def test_the_audit_is_pruned_by_age_and_by_result(database: Database, clie
     left = await client.fetch("SELECT result, count(*) FROM dionysus_sync.sync_events GROUP BY result ORDER BY result")
     assert [(r[0], r[1]) for r in left] == [("failed", 3), ("partial", 4), ("queued", 2), ("success", 1)]
     assert await client.fetchval("SELECT id FROM dionysus_sync.sync_events WHERE result = 'success'") == newest
+
+
+async def test_alerts_are_pruned_by_age_once_they_are_delivered(database: Database, client: Client) -> None:
+    """What was delivered goes after 30 days, what was not after a year."""
+    for key, days, delivered in (("a", 31, True), ("b", 29, True), ("c", 300, False), ("d", 366, False)):
+        await client.execute(
+            "INSERT INTO dionysus_sync.alerts (key, kind, summary, raised_at, delivered_at)"
+            " VALUES ($1, 'drift', 's', now() - $2::interval, CASE WHEN $3 THEN now() END)",
+            key, timedelta(days=days), delivered,
+        )  # fmt: skip
+    book = PostgresAlerts(database)
+    assert [await book.prune_events() for _ in range(2)] == [2, 0]
+    left = await client.fetch("SELECT key FROM dionysus_sync.alerts ORDER BY key")
+    assert [r[0] for r in left] == ["b", "c"]
+
+
+async def test_an_alert_that_was_put_off_before_the_clock_jumped_back_is_due(
+    database: Database, client: Client
+) -> None:
+    """Nothing waits for longer than five minutes, so what seems to is taken at once."""
+    book = PostgresAlerts(database)
+    await book.raise_alert(DRIFT)
+    await client.execute("UPDATE dionysus_sync.alerts SET next_try_at = now() + interval '5 minutes'")
+    assert await book.take_due(60) is None
+    await client.execute("UPDATE dionysus_sync.alerts SET next_try_at = now() + interval '1 day'")
+    assert await book.take_due(60) is not None
+
+
+def reading(database: Database) -> PostgresReading:
+    """What the status reads by."""
+    return PostgresReading(database, Installer(database, load_migrations()))
+
+
+CHECKS: list[tuple[list[str], str | None]] = [
+    (["full drift", "quick clean"], "full"),
+    (["full drift", "full skipped", "deep skipped"], "full"),
+    (["full drift", "full clean"], None),
+    (["full drift", "deep clean"], None),
+    (["deep drift", "full clean"], "deep"),
+    (["quick drift", "quick clean"], None),
+    (["deep drift", "full clean", "quick drift"], "quick"),
+    (["deep drift", "quick drift", "quick clean"], "deep"),
+]
+
+
+@pytest.mark.parametrize(("checks", "open_"), CHECKS)
+async def test_drift_is_remembered_until_a_look_as_close_is_clean(
+    database: Database, client: Client, checks: list[str], open_: str | None
+) -> None:
+    """The newest check is shown as it is, and does not hide what an earlier one found."""
+    for age, check in enumerate(reversed(checks)):
+        await client.execute(
+            "INSERT INTO dionysus_sync.verifications (kind, result, report, finished_at)"
+            """ VALUES ($1, $2, '{"counts": {"different": 4}}', now() - $3::interval)""",
+            *check.split(), timedelta(minutes=1 + age),
+        )  # fmt: skip
+    found = await reading(database).activity(datetime.now(UTC))
+    assert found.last_check is not None
+    assert f"{found.last_check.kind} {found.last_check.result}" == checks[-1]
+    assert (found.drift and found.drift.kind) == open_
+    assert found.drift is None or found.drift.differences == 4
+    await client.execute(database.sql["prune_verifications"].replace("$1", "0"))
+    assert ((await reading(database).activity(datetime.now(UTC))).drift is None) is (open_ is None)
+
+
+async def test_a_check_that_was_skipped_is_no_look_at_all_ids(database: Database, client: Client) -> None:
+    """It is a look, so that the next one waits; but a full one is as due as before."""
+    await client.execute(
+        "INSERT INTO dionysus_sync.verifications (kind, result, report) VALUES ('full', 'skipped', '{}')"
+    )
+    since_any, since_full = await PostgresVerifying(database, Installer(database, load_migrations())).ages()
+    assert since_any is not None
+    assert since_full is None
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("INSERT INTO dionysus_sync.schema_migrations VALUES ('0099_x', 'y')", "does not know: 0099_x"),
+        ("UPDATE dionysus_sync.schema_migrations SET checksum = 'z' WHERE name LIKE '0002%'", "in another form"),
+        ("DELETE FROM dionysus_sync.schema_migrations WHERE name LIKE '0004%'", "older than this program"),
+    ],
+)
+async def test_the_state_of_another_versions_bookkeeping_is_not_guessed(
+    database: Database, client: Client, statement: str, said: str
+) -> None:
+    """Whatever its tables look like: it is told as what it is, with what to do."""
+    await reading(database).state()
+    await client.execute(statement)
+    with pytest.raises(SchemaMismatch, match=said) as caught:
+        await reading(database).state()
+    assert caught.value.hint
+
+
+async def test_rows_that_were_never_sent_are_counted(database: Database, client: Client) -> None:
+    """PostgreSQL cannot make JSON of them: nothing but a change of the row helps."""
+    await client.execute("ALTER TABLE memories ADD COLUMN j json")
+    await client.execute("INSERT INTO memories (content, j) VALUES ('x', $1::text::json)", r'{"nul": "\u0000"}')
+    state = await reading(database).state()
+    assert (state.parked, state.unsent, state.failed) == (1, 1, 0)
+
+
+async def test_alerts_that_were_sent_in_vain_are_all_counted(database: Database, client: Client) -> None:
+    """More than are shown; those that nobody tried to send are none of them."""
+    statement = "INSERT INTO dionysus_sync.alerts (key, kind, summary, last_error) SELECT $1 || i, 'drift', 's', $2"
+    await client.execute(f"{statement} FROM generate_series(1, 9) AS i", "tried", "answer 500")
+    await client.execute(f"{statement} FROM generate_series(1, 2) AS i", "untried", None)
+    found = await reading(database).activity(datetime.now(UTC))
+    assert (found.undelivered, found.undelivered_error) == (9, "answer 500")
 
 
 async def test_the_statistics_count_pushes_and_outages_of_the_last_day(program: Runtime, client: Client) -> None:

@@ -44,4 +44,5 @@ class PostgresAlerts:
     async def prune_events(self) -> int:
         """See `AuditPruning.prune_events`."""
         async with self._database.connection() as connection:
-            return int(await connection.fetchval(self._database.sql["prune_events"], PAGE))
+            alerts = await connection.fetchval(self._database.sql["prune_alerts"], PAGE)
+            return int(alerts + await connection.fetchval(self._database.sql["prune_events"], PAGE))

@@ -49,6 +49,7 @@ class PostgresReading:
         """See `LocalStatus.state`."""
         if not await self._installer.initialised():
             return NOT_INITIALISED
+        await self._installer.refuse_other_bookkeeping()
         sql = self._database.sql
         captured = await self._installer.capture_installed()
         async with self._database.connection() as connection:
@@ -74,11 +75,14 @@ class PostgresReading:
         sql = self._database.sql
         async with self._database.connection() as connection:
             counts = await connection.fetchrow(sql["local_activity"], since)
-            check = await connection.fetchrow(sql["last_check"])
+            checks = {r["open"]: _check(r) for r in await connection.fetch(sql["last_checks"])}
             alerts = await connection.fetch(sql["recent_alerts"], MOST_ALERTS)
+            undelivered = await connection.fetchrow(sql["undelivered_alerts"])
         return Activity(
             **dict(counts or {}),
-            last_check=LastCheck(**dict(check)) if check else None,
+            **dict(undelivered or {}),
+            last_check=checks.get(False),
+            drift=checks.get(True),
             alerts=tuple(PastAlert(**dict(alert)) for alert in alerts),
         )
 
@@ -122,6 +126,10 @@ class PostgresReading:
         return [SessionRow(**dict(r)) for r in records]
 
 
+def _check(record: "asyncpg.Record") -> LastCheck:
+    return LastCheck(record["finished_at"], record["kind"], record["result"], record["differences"])
+
+
 def _state(state: "asyncpg.Record", memories: int, captured: bool) -> LocalState:
     return LocalState(
         table_present=state["table_present"],
@@ -137,4 +145,5 @@ def _state(state: "asyncpg.Record", memories: int, captured: bool) -> LocalState
         identity=StoreIdentity(state["id"], state["epoch"], state["generation"], state["lineage"]),
         failed=state["failed"],
         last_failed_at=state["last_failed_at"],
+        unsent=state["unsent"],
     )
