@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import asyncpg
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 from neo4j.exceptions import Neo4jError
 from pydantic import SecretStr
 
@@ -313,6 +315,36 @@ async def test_a_batch_that_a_narrow_link_does_not_carry_in_time_is_told_from_an
     assert neo4j_proxy.engaged["slow"]
     small = RemoteBatch(LAPTOP, [change(version(1, content="word"))], seconds=SOON)
     assert [o.outcome for o in await remote.write(small)] == ["created"]
+
+
+@pytest.mark.parametrize(
+    "frame", [b"\xff", b"\xb1\x70\x90", b"\xb1\x70\x81\xff", b"\xb0\x01", b"\xb1\x70\x8f"], ids=bytes.hex
+)
+async def test_a_server_that_talks_nonsense_is_away(frame: bytes) -> None:
+    """Whatever the driver makes of it; a look tells so, and what is done on it is tried again."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra_attributes[SocketAttribute.local_port]()
+
+    async def address() -> str:
+        return f"bolt://127.0.0.1:{port}"
+
+    async def answer(stream: SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await stream.receive(20)
+                await stream.send(b"\x00\x00\x04\x05")
+                await stream.receive()
+                await stream.send(len(frame).to_bytes(2, "big") + frame + b"\x00\x00")
+                await stream.receive()
+
+    store = RemoteStore(address, "neo4j", SecretStr(""), "neo4j", DIMENSIONS, "english")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, answer)
+        assert (await store.health(SOON)).error == "the answer cannot be read"
+        with pytest.raises(Unavailable, match="cannot be read"):
+            await store.prepare()
+        await store.close()
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_wrong_password_is_not_sent_again_and_again(

@@ -11,7 +11,7 @@ from neo4j import AsyncDriver, AsyncGraphDatabase, AsyncResult, AsyncTransaction
 from neo4j.exceptions import AuthError, ConnectionPoolError, Neo4jError, ServiceUnavailable, SessionExpired
 from pydantic import SecretStr
 
-from dionysus_sync_mcp.adapters.neo4j.errors import SMALLER, WHERE, our_errors
+from dionysus_sync_mcp.adapters.neo4j.errors import SMALLER, UNREADABLE, WHERE, our_errors
 from dionysus_sync_mcp.adapters.statements import load_cypher
 from dionysus_sync_mcp.domain.errors import AccessRefused, OutcomeUnknown, TimedOut
 
@@ -147,7 +147,7 @@ class Connection:
         pool.users += 1
         try:
             yield pool.driver
-        except (*_LOST, anyio.get_cancelled_exc_class()):
+        except (*_LOST, *UNREADABLE, anyio.get_cancelled_exc_class()):
             self._retire(pool)
             raise
         finally:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from neo4j._exceptions import BoltError
 from neo4j.exceptions import (
     AuthError,
     ConfigurationError,
@@ -77,6 +78,13 @@ _NOT_UNDERSTOOD = {
 }
 
 
+# What the driver raises of frames that it cannot read, or that are no answers to what it has asked.
+UNREADABLE = (BoltError, ValueError, AttributeError, TypeError, LookupError)
+_UNREADABLE_TEXT = "the answer cannot be read"
+# Its decoder's way to say the same: a `BaseException`, which has no name that could be imported.
+_PANIC = "PanicException"
+
+
 def translated(error: GqlError) -> DionysusError:
     """Our error for one of the driver's."""
     if isinstance(error, Neo4jError):
@@ -122,7 +130,7 @@ def our_errors() -> Iterator[None]:
     """Raise what the driver raises inside as one of ours.
 
     Raises:
-        Unavailable: Not reached, or no answer within the deadline.
+        Unavailable: Not reached, no answer within the deadline, or none that the driver can read.
         TimedOut: The server had not done it within the deadline that it was given.
         OutcomeUnknown: The connection was lost while a commit was under way.
         AccessRefused: Wrong password, missing right, unknown database or a server that is too old.
@@ -138,3 +146,11 @@ def our_errors() -> Iterator[None]:
         raise Unavailable("no answer within the deadline", where=WHERE, hint=_REACH) from error
     except OSError as error:
         raise Unavailable(error.strerror or type(error).__name__, where=WHERE, hint=_REACH) from error
+    except UnicodeEncodeError:
+        raise
+    except UNREADABLE as error:
+        raise Unavailable(_UNREADABLE_TEXT, where=WHERE, hint=_REACH) from error
+    except BaseException as error:
+        if type(error).__name__ != _PANIC:
+            raise
+        raise Unavailable(_UNREADABLE_TEXT, where=WHERE, hint=_REACH) from error
