@@ -122,7 +122,7 @@ class PostgresVerifying:
             below = [memory_id for memory_id in locked if memory_id in versions]
             await connection.execute(sql["mark_engine"])
             async with users_path(connection, sql):
-                await connection.fetch(sql["rebase"], below, [versions[i] for i in below])
+                await connection.fetch(sql["rebase"], below, [versions[i] for i in below], [None] * len(below))
             return await self._enqueue(connection, locked)
 
     async def delete_again(self, memories: Sequence[RemoteMemory]) -> int:
