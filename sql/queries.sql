@@ -47,6 +47,9 @@ ALTER TABLE IF EXISTS dionysus_sync.sync_events
     ADD COLUMN IF NOT EXISTS duration_ms integer,
     ADD COLUMN IF NOT EXISTS retry_count integer NOT NULL DEFAULT 0;
 ALTER TABLE IF EXISTS dionysus_sync.conflicts ADD COLUMN IF NOT EXISTS closed_at timestamptz;
+ALTER TABLE IF EXISTS dionysus_sync.comparison_due
+    ADD COLUMN IF NOT EXISTS compare_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ADD COLUMN IF NOT EXISTS gap_since timestamptz;
 ALTER TABLE IF EXISTS dionysus_sync.alerts
     ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS next_try_at timestamptz,
@@ -57,7 +60,7 @@ ALTER TABLE IF EXISTS dionysus_sync.alerts
 -- Whether everything that the migrations make is there.
 SELECT bool_and(present) FROM (
     SELECT to_regclass('dionysus_sync.' || name) IS NOT NULL AS present
-    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references,deletions,verifications,alerts}'::text[])
+    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references,deletions,verifications,alerts,comparison_due}'::text[])
         AS made (name)
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
@@ -68,7 +71,7 @@ SELECT bool_and(present) FROM (
     -- Columns that can be put back.
     SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('dionysus_sync.' || split_part(name, '.', 1))
                    AND attname = split_part(name, '.', 2) AND NOT attisdropped)
-    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.compare_since,store_identity.gap_since,sync_queue.superseded_at,sync_queue.base_version,sync_queue.retry_count,sync_queue.next_retry_at,sync_queue.last_error,sync_queue.parked_at,sync_events.record_count,sync_events.memory_ids,sync_events.error_message,sync_events.duration_ms,sync_events.retry_count,conflicts.closed_at,alerts.attempts,alerts.next_try_at,alerts.last_error,alerts.delivered_at}'::text[])
+    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.repeated,comparison_due.compare_since,comparison_due.gap_since,sync_queue.superseded_at,sync_queue.base_version,sync_queue.retry_count,sync_queue.next_retry_at,sync_queue.last_error,sync_queue.parked_at,sync_events.record_count,sync_events.memory_ids,sync_events.error_message,sync_events.duration_ms,sync_events.retry_count,conflicts.closed_at,alerts.attempts,alerts.next_try_at,alerts.last_error,alerts.delivered_at}'::text[])
         AS made (name)
 ) AS parts
 
@@ -238,27 +241,29 @@ SELECT pg_backend_pid()
 SET transaction_timeout = 0
 
 -- identity --
-SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage,
+SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage, repeated,
        (SELECT max(name COLLATE "C") FROM dionysus_sync.schema_migrations) AS newest_migration
 FROM dionysus_sync.store_identity
 
 -- lock_identity --
 -- As `identity`, and locked: whatever becomes of the advisory lock, two pushes never settle side by side.
-SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage,
+SELECT id::text AS id, epoch::text AS epoch, generation, lineage::text AS lineage, repeated,
        (SELECT max(name COLLATE "C") FROM dionysus_sync.schema_migrations) AS newest_migration
 FROM dionysus_sync.store_identity FOR NO KEY UPDATE
 
 -- move_lineage --
--- $1 the lineage that was claimed, $2 the next one, $3 whether a comparison of the stores is due. No row if the store has
+-- $1 the lineage that was claimed, $2 the next one, $3 that of an attempt that was repeated or ''. No row if the store has
 -- moved on without us.
 UPDATE dionysus_sync.store_identity
-SET generation = generation + 1, lineage = $2::text::uuid,
-    compare_since = CASE WHEN $3::boolean THEN clock_timestamp() ELSE compare_since END
+SET generation = generation + 1, lineage = $2::text::uuid, repeated = $3
 WHERE lineage = $1::text::uuid
 RETURNING true
 
 -- has_entry --
-SELECT EXISTS (SELECT FROM dionysus_sync.sync_queue WHERE id::text = $1)
+-- $1 as `claim_entries` gives it: the id alone would be looked for in the whole queue.
+SELECT EXISTS (
+    SELECT FROM dionysus_sync.sync_queue
+    WHERE seq = CASE WHEN $1 ~ '^[0-9]{1,18}:' THEN split_part($1, ':', 1)::bigint END AND id::text = split_part($1, ':', 2))
 
 -- claim_entries --
 -- The next entries in seq order: at most $1, and about $2 bytes; with each, what waits of the same memory from before it.
@@ -295,7 +300,7 @@ WITH RECURSIVE due AS (
         WHERE earlier.seq < due.seq AND earlier.parked_at IS NULL AND earlier.next_retry_at IS NOT NULL
     ) AS waiting
 )
-SELECT entry.id::text AS id, entry.seq, entry.entity, entry.operation, entry.retry_count,
+SELECT entry.seq || ':' || entry.id AS id, entry.seq, entry.entity, entry.operation, entry.retry_count,
        least(greatest(entry.created_at, '0001-01-02Z'), '9999-12-30Z') AS created_at,
        entry.memory_id::text AS memory_id, entry.payload ->> 'id' AS image_id, entry.sync_version, entry.base_version, entry.next_retry_at IS NOT NULL AS waited,
        to_jsonb(entry.created_at) #>> '{}' AS changed_at,
@@ -582,6 +587,15 @@ FROM (
     LIMIT $5
 ) AS page
 
+-- mark_recovery --
+SELECT pg_advisory_lock_shared(7165101844004)
+
+-- recovery_under_way --
+SELECT EXISTS (
+    SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+    WHERE locktype = 'advisory' AND granted AND datname = current_database() AND objsubid = 1
+      AND (classid::bigint << 32) + objid::bigint = 7165101844004)
+
 -- restore_sessions --
 -- $1 rows of sessions as a JSON array.
 INSERT INTO dionysus_sync.sessions
@@ -798,7 +812,7 @@ WHERE entry.memory_id = kept.id AND entry.parked_at IS NULL AND entry.sync_versi
 UPDATE dionysus_sync.store_identity SET epoch = gen_random_uuid()
 
 -- comparison_due --
-SELECT compare_since, gap_since FROM dionysus_sync.store_identity WHERE compare_since IS NOT NULL
+SELECT compare_since, gap_since FROM dionysus_sync.comparison_due
 
 -- comparison_ages --
 -- Seconds since the last comparison, and since the last one of all ids that was not skipped, by this server's clock.
@@ -806,13 +820,22 @@ SELECT extract(epoch FROM clock_timestamp() - max(finished_at))::float8 AS since
        extract(epoch FROM clock_timestamp() - max(finished_at) FILTER (WHERE kind <> 'quick' AND result <> 'skipped'))::float8 AS since_full
 FROM dionysus_sync.verifications
 
+-- last_clean --
+-- A quick look does not see everything that a comparison of all ids does.
+SELECT max(finished_at) FROM dionysus_sync.verifications WHERE kind <> 'quick' AND result = 'clean'
+
 -- settle_due --
 -- $1 the `compare_since` that was read: a later one stays.
-UPDATE dionysus_sync.store_identity SET compare_since = NULL, gap_since = NULL WHERE compare_since = $1
+DELETE FROM dionysus_sync.comparison_due WHERE compare_since = $1
+
+-- note_due --
+-- The stores have to be compared.
+INSERT INTO dionysus_sync.comparison_due DEFAULT VALUES ON CONFLICT (only) DO UPDATE SET compare_since = EXCLUDED.compare_since
 
 -- note_gap --
 -- Changes were not captured for a while: a full comparison is due.
-UPDATE dionysus_sync.store_identity SET compare_since = clock_timestamp(), gap_since = clock_timestamp()
+INSERT INTO dionysus_sync.comparison_due (gap_since) VALUES (clock_timestamp())
+ON CONFLICT (only) DO UPDATE SET compare_since = EXCLUDED.compare_since, gap_since = EXCLUDED.gap_since
 
 -- any_confirmed --
 SELECT EXISTS (SELECT FROM :memories WHERE synced_version IS NOT NULL)

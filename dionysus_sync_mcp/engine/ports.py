@@ -85,12 +85,16 @@ class Installation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreIdentity:
-    """Which local store this is, and which push it remembers: see `domain.lineage.Lineage`."""
+    """Which local store this is, and which push it remembers: see `domain.lineage.Lineage`.
+
+    `repeated` is the lineage that an earlier attempt of that push had left remotely, `""` for none that is known.
+    """
 
     id: str
     epoch: str
     generation: int = 0
     lineage: str = ""
+    repeated: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,7 @@ class Settlement:
         deleted: Memories of which the remote has confirmed the tombstone. What was parked of a memory before this or
             before a stamp is superseded by it.
         lineage: The lineage that the remote remembers now, `""` where nothing was written there.
+        repeated: The one before, where that was an earlier attempt of this push, of which the answer was lost.
         compare: Whether the remote has turned out not to remember the last push: a full comparison is due.
     """
 
@@ -185,6 +190,7 @@ class Settlement:
     deleted: Sequence[Stamp] = ()
     event: SyncEvent | None = None
     lineage: str = ""
+    repeated: str = ""
     compare: bool = False
 
 
@@ -449,6 +455,13 @@ class PageResult(NamedTuple):
 class Restorer(Protocol):
     """The local store's side of a recovery."""
 
+    def recovering(self) -> AbstractAsyncContextManager[None]:
+        """Marks that a recovery is under way, so that what it has not brought yet is not told of as lost.
+
+        The mark ends with the process at the latest.
+        """
+        ...
+
     async def ensure_schema(self, definition: str | None) -> bool:
         """Create what is missing of the local store, `memories` after the noted definition; whether anything was."""
         ...
@@ -564,8 +577,8 @@ class LocalComparison(Protocol):
         """At one moment: rows, versions of confirmed deletes, and the ids of which a change waits."""
         ...
 
-    async def deletions(self, memory_ids: Sequence[str]) -> dict[str, int]:
-        """Versions of those of these deletes that the remote store has confirmed."""
+    async def marks(self, memory_ids: Sequence[str]) -> tuple[dict[str, int], frozenset[str]]:
+        """Versions of those of these deletes that were confirmed, and the ids of which a change waits."""
         ...
 
     async def hashes(self, memories: Sequence[RemoteMemory]) -> dict[str, str]:
@@ -576,6 +589,10 @@ class LocalComparison(Protocol):
 
     async def ages(self) -> tuple[float | None, float | None]:
         """Seconds since any comparison, and since one of all ids, of whatever process; `None` for never."""
+        ...
+
+    async def last_clean(self) -> datetime | None:
+        """When a comparison of all ids last found no difference; `None` for never."""
         ...
 
     async def settle_due(self, due: Due) -> None:

@@ -143,7 +143,8 @@ class Recoverer:
         started = time.monotonic()
         tally = _Tally()
         try:
-            await self._carry_out(planned, tally, on_progress)
+            async with self._restorer.recovering():
+                await self._carry_out(planned, tally, on_progress)
         except BaseException as error:
             await self._record_stop(_report(planned, tally, started), error)
             raise

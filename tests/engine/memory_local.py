@@ -71,6 +71,7 @@ class MemoryLocal:
     pushing: bool = False
     last_seq: int = 0
     last_check: LastCheck | None = None
+    recoveries: int = 0  # under way
 
     # --- what a user does
 
@@ -268,16 +269,15 @@ class MemoryLocal:
 
     def _settle_rows(self, rows: dict[str, Row], settlement: Settlement) -> None:
         free = rows.keys() - self.held
+        sent = max(settlement.acknowledged, default=0)
+        unchanged = free - {e.memory_id for s, e in self.entries.items() if s > sent and s not in self.parked}
         for held in settlement.rebased:
-            sent = max(settlement.acknowledged, default=0)
-            later = (s for s, e in self.entries.items() if s > sent and e.memory_id == held.memory_id)
-            waits = any(s not in self.parked for s in later)
-            if held.memory_id in free and rows[held.memory_id].version <= held.version and not waits:
+            if held.memory_id in unchanged and rows[held.memory_id].version <= held.version:
                 row = replace(rows[held.memory_id], version=held.version + 1, confirmed=held.version, status="pending")
                 rows[held.memory_id] = row
                 self.capture(held.memory_id, "update")
         for memory in settlement.pulled:
-            if memory.id in free:
+            if memory.id in unchanged:
                 rows[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
         for stamp in settlement.stamps:
             found = rows.get(stamp.memory_id)
@@ -331,6 +331,15 @@ class MemoryLocal:
         return self.shape if self.rows is not None else None
 
     # --- Restorer
+
+    @asynccontextmanager
+    async def recovering(self) -> AsyncIterator[None]:
+        """Until it is over, however that is."""
+        self.recoveries += 1
+        try:
+            yield
+        finally:
+            self.recoveries -= 1
 
     async def ensure_schema(self, definition: str | None) -> bool:
         """Make what is missing."""

@@ -1,5 +1,7 @@
 """Recovery on in-memory stores: what is planned, what is done, what is reported."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 
 import anyio
@@ -8,7 +10,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import InputError, Unavailable
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import Scope, StoreIdentity
+from dionysus_sync_mcp.engine.ports import PageResult, Scope, StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.recover import KEPT_PLANS, LIFETIME, NAMED_FAULTS, PAGE, Recoverer
 from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport
@@ -58,6 +60,29 @@ async def test_a_lost_table_comes_back_over_several_pages() -> None:
     assert (report.complete, report.verified, stores.local.shape) == (True, PAGE + 10, "the noted shape")
     assert stores.local.table == before
     assert (await stores.recover()).planned == 0
+
+
+@pytest.mark.parametrize("failure", [None, Unavailable("away")])
+async def test_a_recovery_is_marked_while_it_is_under_way(
+    monkeypatch: pytest.MonkeyPatch, failure: Unavailable | None
+) -> None:
+    """From the first row to the last one, and not after it, however it ends."""
+    stores = await world(3)
+    restore, marked = stores.local.restore, []
+    stores.local.rows = None
+
+    async def watched(memories: Sequence[RemoteMemory]) -> PageResult:
+        marked.append(stores.local.recoveries)
+        if failure:
+            raise failure
+        return await restore(memories)
+
+    monkeypatch.setattr(stores.local, "restore", watched)
+    plan = await stores.plan()
+    assert stores.local.recoveries == 0
+    with pytest.raises(Unavailable) if failure else nullcontext():
+        await stores.recoverer.run(plan.plan_id, START)
+    assert (marked, stores.local.recoveries) == ([1], 0)
 
 
 async def test_every_class_is_counted_and_exemplified() -> None:

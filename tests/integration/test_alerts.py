@@ -14,6 +14,7 @@ from dionysus_sync_mcp.adapters.postgres.alerts import PAGE, PostgresAlerts
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
+from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
 from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.adapters.webhook import Webhook, signature
@@ -23,7 +24,7 @@ from dionysus_sync_mcp.engine.alerts import Alerter
 from dionysus_sync_mcp.engine.ports import DueAlert, NewAlert
 from dionysus_sync_mcp.runtime import Runtime, open_runtime
 from dionysus_sync_mcp.settings import Settings
-from tests.integration.stores import INSERT, Client, graph, uid
+from tests.integration.stores import INSERT, Client, graph, plain_client, uid
 from tests.services.local_store import NOBODY, opened
 from tests.services.receiver import Receiver, hanging, receiver, with_status
 from tests.services.waiting import until
@@ -334,6 +335,26 @@ async def test_a_check_that_was_skipped_is_no_look_at_all_ids(database: Database
     since_any, since_full = await PostgresVerifying(database, Installer(database, load_migrations())).ages()
     assert since_any is not None
     assert since_full is None
+
+
+async def test_nothing_is_compared_while_a_recovery_is_under_way(
+    database: Database, migrated_database_url: str
+) -> None:
+    """Whichever process carries it out; of one that was killed nothing is left."""
+    installer = Installer(database, load_migrations())
+    verifying, restorer = PostgresVerifying(database, installer), PostgresRestorer(database, installer)
+    async with restorer.recovering(), restorer.recovering():
+        assert await verifying.obstacle() == "a recovery is under way"
+    assert await verifying.obstacle() is None
+    async with plain_client(migrated_database_url) as killed:
+        await killed.execute(database.sql["mark_recovery"])
+        assert await verifying.obstacle() is not None
+        killed.terminate()
+
+    async def over() -> bool:
+        return await verifying.obstacle() is None
+
+    await until(over, what="the server has noticed", seconds=SOON)
 
 
 @pytest.mark.parametrize(

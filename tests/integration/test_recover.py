@@ -127,7 +127,12 @@ async def test_a_table_that_was_dropped_has_its_shape_again(program: Runtime, cl
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize(
     "column",
-    ["ref text DEFAULT gen_random_uuid()", "at text DEFAULT now()", "n varchar(40) DEFAULT 7", "fee money DEFAULT 12.5"],
+    [
+        "ref text DEFAULT gen_random_uuid()",
+        "at text DEFAULT now()",
+        "n varchar(40) DEFAULT 7",
+        "fee money DEFAULT 12.5",
+    ],
 )
 async def test_a_default_of_another_type_than_its_column_is_no_obstacle(
     migrated_database_url: str, client: Client, column: str

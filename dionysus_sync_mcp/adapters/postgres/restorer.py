@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,6 +29,13 @@ class PostgresRestorer:
     def __init__(self, database: Database, installer: Installer) -> None:
         self._database = database
         self._installer = installer
+
+    @asynccontextmanager
+    async def recovering(self) -> AsyncIterator[None]:
+        """See `Restorer.recovering`. A lock of a session ends with it, and the pool takes it off a connection."""
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
+            await connection.execute(self._database.sql["mark_recovery"])
+            yield
 
     async def ensure_schema(self, definition: str | None) -> bool:
         """See `Restorer.ensure_schema`."""
