@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 LOOK_EVERY_SECONDS = 1.0
-# Servers lock out whoever comes with a wrong password again and again.
-REFUSED_EVERY_SECONDS = 10.0
+# Servers lock out whoever comes with a wrong password again and again; and one that answers need not be asked often.
+SELDOM_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,6 @@ def pause_after(outage: Outage | None, *, urgent: bool, fraction: float) -> floa
         urgent: Whether work waits for a service to come back, not only for a person.
         fraction: Random, in [0, 1).
     """
-    if not urgent or (outage and outage.refused):
-        return REFUSED_EVERY_SECONDS * (1 + fraction / 10)
+    if not urgent or outage is None or outage.refused:
+        return SELDOM_SECONDS * (1 + fraction / 10)
     return LOOK_EVERY_SECONDS * (1 + fraction) / 2

@@ -2,9 +2,10 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal
 
 import anyio
@@ -17,6 +18,8 @@ from dionysus_sync_mcp.engine.reports import OutageReport
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 3.0
+# Between two looks at a service, however much fails.
+SHORTEST_SECONDS = 0.5
 # Messages that are not repeated; more different ones than this are not one outage.
 MOST_SAID = 100
 
@@ -36,8 +39,8 @@ class _Watch:
 class Outages:
     """Which loops fail, which services are away, and waking the ones when the others return.
 
-    While nothing fails, nothing is looked at. A service that answers all along wakes nobody: then it is the work that
-    cannot be done, and its waits grow.
+    While nothing fails, nothing is looked at. A service that answers is looked at when something newly fails, and
+    seldom after that; it wakes nobody: then it is the work that cannot be done, and its waits grow.
     """
 
     def __init__(self, services: Sequence[Service]) -> None:
@@ -58,12 +61,12 @@ class Outages:
 
     def failed(self, loop: str, error: Exception) -> bool:
         """Note that a loop fails; whether the reason has not been said yet in this outage."""
-        before = self._most_urgent()
-        self._failing[loop] = _trouble(error)
-        if self._most_urgent() != before:
-            self._sound()
         message = str(error)
         news = message not in self._said
+        trouble, before = _trouble(error), self._failing.get(loop)
+        self._failing[loop] = trouble
+        if trouble != "other" and (trouble != before or news):
+            self._sound()
         if len(self._said) >= MOST_SAID:
             self._said.clear()
         self._said.add(message)
@@ -82,11 +85,9 @@ class Outages:
             await returned.wait()
         return self.returns != before
 
-    async def run(self) -> None:
-        """Look at the services while anything fails, until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            for watch in self._watches:
-                tasks.start_soon(self._keep_watch, watch)
+    def watches(self) -> list[Callable[[], Awaitable[float]]]:
+        """Of each service, the step of a loop: wait until anything fails, look, and rest until the next look."""
+        return [partial(self._watch_once, watch) for watch in self._watches]
 
     async def look_once(self, watch: _Watch) -> float:
         """One look; the seconds until the next one."""
@@ -106,18 +107,20 @@ class Outages:
         watch.next_look_at = now + timedelta(seconds=pause)
         return pause
 
-    async def _keep_watch(self, watch: _Watch) -> None:
-        while True:
-            while self._most_urgent() == "other" and not watch.outage:
-                await self._alarm.wait()
-            await self._rest(watch, await self.look_once(watch))
+    async def _watch_once(self, watch: _Watch) -> float:
+        while self._most_urgent() == "other" and not watch.outage:
+            await self._alarm.wait()
+        alarm = self._alarm
+        await self._rest(watch, await self.look_once(watch), alarm)
+        return 0.0
 
-    async def _rest(self, watch: _Watch, seconds: float) -> None:
+    async def _rest(self, watch: _Watch, seconds: float, alarm: anyio.Event) -> None:
         """Not cut short where a person has to act: every look is one more wrong password."""
         with anyio.move_on_after(seconds):
             if watch.outage and watch.outage.refused:
                 await anyio.sleep_forever()
-            await self._alarm.wait()
+            await anyio.sleep(SHORTEST_SECONDS)
+            await alarm.wait()
 
     def _most_urgent(self) -> Trouble:
         troubles = set(self._failing.values())

@@ -177,7 +177,8 @@ class Worker:
     async def run(self) -> None:
         """All loops, until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._outages.run)
+            for number, step in enumerate(self._outages.watches()):
+                tasks.start_soon(self._loop(f"watch {number}", step).run)
             tasks.start_soon(self._loop("guard", self._watch).run)
             tasks.start_soon(self._push_loop.run)
             tasks.start_soon(self._loop("definition", self._note_definition).run)

@@ -6,7 +6,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.outage import (
     LOOK_EVERY_SECONDS,
-    REFUSED_EVERY_SECONDS,
+    SELDOM_SECONDS,
     Finding,
     Outage,
     after_look,
@@ -40,13 +40,18 @@ def test_a_look_begins_continues_or_ends_an_outage(
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
 def test_looks_are_a_second_apart_at_most(fraction: float) -> None:
     """So that the work goes on within seconds of a return, and not all clients look at once."""
-    for outage in (AWAY, None):
-        assert LOOK_EVERY_SECONDS / 2 <= pause_after(outage, urgent=True, fraction=fraction) < LOOK_EVERY_SECONDS
+    assert LOOK_EVERY_SECONDS / 2 <= pause_after(AWAY, urgent=True, fraction=fraction) < LOOK_EVERY_SECONDS
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.999])
 def test_a_wrong_password_is_tried_seldom(fraction: float) -> None:
     """A server that counts wrong passwords must not lock the user out; nor is there haste where only a person helps."""
     refused = Outage(NOON, "wrong password", refused=True)
-    assert pause_after(refused, urgent=True, fraction=fraction) >= REFUSED_EVERY_SECONDS
-    assert pause_after(None, urgent=False, fraction=fraction) >= REFUSED_EVERY_SECONDS
+    assert pause_after(refused, urgent=True, fraction=fraction) >= SELDOM_SECONDS
+    assert pause_after(AWAY, urgent=False, fraction=fraction) >= SELDOM_SECONDS
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.999])
+def test_a_service_that_answers_is_looked_at_seldom(fraction: float) -> None:
+    """However long another one is away."""
+    assert pause_after(None, urgent=True, fraction=fraction) >= SELDOM_SECONDS

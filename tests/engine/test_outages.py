@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, SchemaMismatch, Starting, Unavailable
-from dionysus_sync_mcp.domain.outage import LOOK_EVERY_SECONDS, REFUSED_EVERY_SECONDS
+from dionysus_sync_mcp.domain.outage import LOOK_EVERY_SECONDS, SELDOM_SECONDS
 from dionysus_sync_mcp.engine.outages import Outages
 from dionysus_sync_mcp.engine.ports import Health
 from dionysus_sync_mcp.engine.worker import Loop
@@ -40,6 +40,13 @@ def prober(service: Looked, failing: DionysusError | None = None) -> Outages:
     if failing:
         outages.failed("push", failing)
     return outages
+
+
+async def watch(outages: Outages) -> None:
+    """Look at its services, as the worker does."""
+    async with anyio.create_task_group() as tasks:
+        for step in outages.watches():
+            tasks.start_soon(Loop("watch", step, outages).run)
 
 
 async def looked(outages: Outages) -> float:
@@ -75,7 +82,7 @@ async def test_a_loop_with_a_long_wait_goes_on_when_the_service_is_back() -> Non
     step = Step(Unavailable("away"))
     loop = Loop("push", step, outages, attempts=40)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(outages.run)
+        tasks.start_soon(watch, outages)
         tasks.start_soon(loop.run)
         await eventually(lambda: outages.report() != [])
         service.health_ = UP
@@ -114,7 +121,7 @@ async def test_while_no_service_is_away_nothing_is_looked_at(failure: DionysusEr
     service = Looked(UP)
     outages = prober(service, failure)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(outages.run)
+        tasks.start_soon(watch, outages)
         await anyio.wait_all_tasks_blocked()
         assert service.looks == 0
         outages.failed("embed", Unavailable("away"))
@@ -129,7 +136,7 @@ async def test_looking_ends_when_nothing_fails_any_more(monkeypatch: pytest.Monk
     service = Looked(UP)
     outages = prober(service, Unavailable("away"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(outages.run)
+        tasks.start_soon(watch, outages)
         await eventually(lambda: service.looks >= 2)
         outages.worked("push")
         with anyio.fail_after(5):
@@ -146,7 +153,7 @@ async def test_a_wrong_password_is_said_loudly_once_and_tried_seldom(caplog: pyt
         for _ in range(3):
             for loop in loops:
                 await loop.run_once()
-            assert await looked(outages) >= REFUSED_EVERY_SECONDS
+            assert await looked(outages) >= SELDOM_SECONDS
     loud = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert loud == ["push: wrong password.", "neo4j refuses this program: wrong password. Check it."]
     service.health_ = UP
@@ -159,12 +166,51 @@ async def test_a_new_outage_does_not_wait_for_the_next_look_that_a_person_is_wai
     service = Looked(UP)
     outages = prober(service, AccessRefused("wrong password"))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(outages.run)
+        tasks.start_soon(watch, outages)
         await eventually(lambda: service.looks == 1)
         await anyio.wait_all_tasks_blocked()
         service.health_ = AWAY
         outages.failed("embed", Unavailable("away"))
         await eventually(lambda: outages.report() != [])
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.promise("P10")
+async def test_a_service_that_answers_is_looked_at_again_only_when_something_newly_fails() -> None:
+    """Each look is a connection made for it; that the same goes on failing is no reason."""
+    service = Looked(UP)
+    outages = prober(service)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, outages)
+        outages.failed("push", Unavailable("away"))
+        await eventually(lambda: service.looks == 1)
+        outages.failed("embed", Unavailable("away"))
+        await eventually(lambda: service.looks == 2)
+        unheard = outages._alarm
+        outages.failed("push", Unavailable("away"))
+        outages.failed("guard", SchemaMismatch("not installed"))
+        assert not unheard.is_set()
+        outages.failed("push", Unavailable("away for another reason"))
+        assert unheard.is_set()
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_fails_during_a_look_calls_for_another_one() -> None:
+    """The look may have found the service as it was before."""
+    service = Looked(UP)
+    outages = prober(service, Unavailable("away"))
+
+    async def slow(timeout: float) -> Health:
+        assert timeout > 0
+        service.looks += 1
+        if service.looks == 1:
+            outages.failed("embed", Unavailable("away too"))
+        return UP
+
+    service.health = slow  # type: ignore[method-assign]  # a service that is slower
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch, outages)
+        await eventually(lambda: service.looks == 2)
         tasks.cancel_scope.cancel()
 
 

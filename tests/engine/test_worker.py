@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
@@ -16,6 +16,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.engine.guard import Guard
+from dionysus_sync_mcp.engine.ports import Health, Service
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.worker import PREPARING_SECONDS, Job, Loop, Worker
@@ -27,12 +28,23 @@ from tests.services.waiting import until
 POLL = 0.01
 
 
-def worker(local: MemoryLocal, remote: MemoryRemote, *jobs: Job) -> Worker:
+def worker(local: MemoryLocal, remote: MemoryRemote, *jobs: Job, services: Sequence[Service] = ()) -> Worker:
     """On these stores."""
     guard = Guard(local, remote, remote, may_initialise=False)
     refill = Refiller(local, remote, local, guard).refill_once
     pusher = Pusher(local, remote, remote)
-    return Worker(pusher, local, guard, remote, Model(), poll=POLL, save_session=None, refill=refill, jobs=jobs)
+    return Worker(
+        pusher,
+        local,
+        guard,
+        remote,
+        Model(),
+        poll=POLL,
+        save_session=None,
+        refill=refill,
+        services=services,
+        jobs=jobs,
+    )
 
 
 class Step:
@@ -180,6 +192,35 @@ async def test_the_session_is_saved_until_it_succeeds() -> None:
         await eventually(lambda: saved.calls == 2)
         tasks.cancel_scope.cancel()
     assert saved.failures == []
+
+
+class Broken:
+    """A service of which a look raises what nobody foresaw, the first time."""
+
+    looks = 0
+
+    async def health(self, timeout: float) -> Health:
+        """One look."""
+        assert timeout > 0
+        self.looks += 1
+        if self.looks == 1:
+            raise ValueError("a frame that cannot be read")
+        return Health("neo4j")
+
+
+@pytest.mark.promise("P9")
+async def test_a_look_that_fails_in_a_way_that_has_no_name_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """It is made again, and what is written meanwhile is pushed."""
+    local, remote, service = MemoryLocal(), MemoryRemote(), Broken()
+    job = Step(Unavailable("away"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(local, remote, Job("verify", job), services=[service]).run)
+        await eventually(lambda: service.looks == 1)
+        local.write("a", "1")
+        job.failures = [Unavailable("away again")] * 1000
+        await eventually(lambda: service.looks >= 2 and "a" in remote.nodes)
+        tasks.cancel_scope.cancel()
+    assert "watch 0 failed in a way that has no name" in caplog.messages
 
 
 async def test_a_job_is_repeated_beside_the_other_loops() -> None:
