@@ -222,6 +222,7 @@ class Runtime:
             verifying,
             self.remote,
             self.installer,
+            standing=self._status.standing,
             alert=lambda alerts: self.alerter.raise_alerts(alerts),
             seconds=seconds,
         )

@@ -681,7 +681,8 @@ WITH ranked AS (
 )
 SELECT chosen.open, past.finished_at, past.kind::text AS kind, past.result::text AS result,
        (SELECT coalesce(sum(greatest(0, found.count::integer - coalesce((past.report #>> ARRAY['repaired', found.class])::integer, 0))), 0)
-        FROM jsonb_each_text(coalesce(past.report -> 'counts', '{}')) AS found (class, count)) AS differences
+        FROM jsonb_each_text(coalesce(past.report -> 'counts', '{}')) AS found (class, count))
+       + coalesce((past.report ->> 'unlooked')::bigint, 0) AS differences
 FROM chosen JOIN dionysus_sync.verifications AS past USING (id)
 
 -- undelivered_alerts --

@@ -24,9 +24,6 @@ Action = Literal["send", "send_above", "delete_again", "restore", "pull", "decid
 Side = Literal["local", "remote"]
 Reason = Literal["sweep", "wiped", "gap", "person"]
 
-# More rows than this behind the remote at once are no accident of single rows: this database went back in time.
-FEW_SHARE = 0.1
-FEW_ROWS = 1000
 _EPOCH = datetime.fromisoformat("0001-01-01T00:00:00+00:00")
 
 ACTIONS: dict[DriftClass, str] = {
@@ -40,6 +37,22 @@ ACTIONS: dict[DriftClass, str] = {
     "corrupt_there": "the row here is pushed above it; one that is not here can only be reported",
     "duplicate_there": "the highest version stays the memory, the others become versions of it",
     "unversioned_there": "the missing version is written from the memory itself",
+}
+_PREFERRED: dict[tuple[Side, DriftClass], str] = {
+    ("local", "missing_here"): (
+        "this side counts: the memory becomes a tombstone in the remote store; its content and history stay there, "
+        "and 'dionysus-sync-mcp recover --include-deleted' brings it back"
+    ),
+    (
+        "local",
+        "older_here",
+    ): "this side counts: the row is pushed above the remote's version, which stays in the history",
+    (
+        "local",
+        "different",
+    ): "this side counts: the row is pushed above the remote's version, which stays in the history",
+    ("local", "deleted_there"): "this side counts: the row brings the memory back to life in the remote store",
+    ("remote", "different"): "that side counts: its content replaces the row, which is kept in the remote's history",
 }
 _REPAIRS: dict[DriftClass, Action] = {
     "missing_there": "send",
@@ -118,7 +131,7 @@ def confirmed(first: Facts, second: Facts) -> bool:
 
 
 def repair_of(drift: DriftClass, prefer: Side | None, reason: Reason = "person") -> Action | None:
-    """What a repair does about a class; `None`: it leaves it, since it was not asked for, or by the preferred side.
+    """What a repair does about a class; `None`: it leaves it, since nobody has asked for it.
 
     Args:
         prefer: Which side counts, where a person has decided on it, since this database went back in time.
@@ -132,8 +145,13 @@ def repair_of(drift: DriftClass, prefer: Side | None, reason: Reason = "person")
     if prefer == "local" and drift in ("different", "older_here", "deleted_there"):
         return "send_above"
     if prefer == "local" and drift == "missing_here":
-        return None
+        return "delete_again"
     return _REPAIRS[drift]
+
+
+def words_of(drift: DriftClass, prefer: Side | None) -> str:
+    """What a repair does about a class, a clause for people."""
+    return _PREFERRED.get((prefer, drift), ACTIONS[drift]) if prefer else ACTIONS[drift]
 
 
 def _unasked_repair(drift: DriftClass, reason: Reason) -> Action | None:
@@ -157,11 +175,6 @@ def winner(here_updated_at: str | None, there_updated_at: str | None, facts: Fac
     if store is None or facts.here is None or facts.there is None or facts.there.origin in (None, store):
         return "local"
     return "remote" if facts.there.content_hash > facts.here.content_hash else "local"
-
-
-def rolled_back(older_here: int, rows: int) -> bool:
-    """Whether so many rows are behind the remote that this database must be an older one."""
-    return older_here > FEW_ROWS or older_here > max(1, FEW_SHARE * rows)
 
 
 def left(found: Mapping[DriftClass, int], repaired: Mapping[DriftClass, int]) -> int:

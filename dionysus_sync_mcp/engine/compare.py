@@ -19,7 +19,7 @@ Kind = Literal["quick", "full", "deep"]
 Side = TypeVar("Side", Here, There)
 
 MOST_WAITING = 10_000
-# What differs is held in memory until it was looked at again.
+# So much of each class is held in memory until it was looked at again; many of one class hide no other one.
 MOST_DIFFERENCES = 20_000
 PAGE = 5000
 DEEP_PAGE = 1000
@@ -35,7 +35,8 @@ class Comparison:
 
     Attributes:
         skipped: Why nothing was compared, one clause; `None` where it was.
-        unlooked: Differences beyond those that are held, which were not looked at again.
+        behind: Whether this database went back in time; the comparison itself cannot tell.
+        unlooked: Differences of each class beyond those that are held, which were not looked at again.
     """
 
     skipped: str | None = None
@@ -44,12 +45,18 @@ class Comparison:
     left_out: int = 0
     parked: int = 0
     oldest_waiting_at: datetime | None = None
-    unlooked: int = 0
+    behind: bool = False
+    unlooked: dict[DriftClass, int] = field(default_factory=dict)
     drift: dict[DriftClass, list[Seen]] = field(default_factory=dict)
 
     def note(self, drift: DriftClass, seen: Seen) -> None:
         """Add a difference."""
         self.drift.setdefault(drift, []).append(seen)
+
+    def pass_over(self, drift: DriftClass, number: int = 1) -> None:
+        """Count differences that are not held."""
+        if number:
+            self.unlooked[drift] = self.unlooked.get(drift, 0) + number
 
     def take_out(self, memory_ids: Iterable[str], classes: Iterable[DriftClass]) -> None:
         """Remove memories that are in a graver class."""
@@ -92,7 +99,8 @@ class Comparer:
             left_out = frozenset() if waiting_too else snapshot.queue.waiting or frozenset()
             if kind == "quick" and await self._same_sums(snapshot, left_out, found):
                 return found
-            differing = await _Pass(self._remote, store, left_out, found, on_progress).run(snapshot)
+            one_pass = _Pass(self._local, self._remote, store, left_out, found, on_progress, waiting_too=waiting_too)
+            differing = await one_pass.run(snapshot)
         for seen in await self._still_differing(differing, store, waiting_too=waiting_too):
             if drift := classify(seen.facts, store):
                 found.note(drift, seen)
@@ -151,17 +159,16 @@ class Comparer:
             last, seen = page[-1][0].id, seen + len(page)
             wrong = [one.memory_id for one, _ in await self._judged(page)]
             room = MOST_DIFFERENCES - len(suspects)
-            suspects, found.unlooked = suspects + wrong[:room], found.unlooked + len(wrong[room:])
+            suspects += wrong[:room]
+            found.pass_over("corrupt_there", len(wrong[room:]))
             if on_progress:
                 await on_progress(seen, None, f"{seen} contents compared")
         first = await self._deep_look(suspects)
         if first:
             await anyio.sleep(self._pause)
         second = await self._deep_look(list(first))
-        known = {seen.memory_id: name for name, all_seen in found.drift.items() for seen in all_seen}
-        for memory_id, judged in second.items():
-            if first[memory_id] == judged and _concerns(judged[0].facts, store):
-                _note_content(found, *judged, known.get(memory_id))
+        same = [judged for i, judged in second.items() if first[i] == judged and _concerns(judged[0].facts, store)]
+        _note_contents(found, same)
 
     async def _deep_look(self, memory_ids: Sequence[str]) -> dict[str, tuple[Seen, bool]]:
         found: dict[str, tuple[Seen, bool]] = {}
@@ -200,21 +207,26 @@ class _Pass:
 
     def __init__(
         self,
+        local: LocalComparison,
         remote: RemoteComparison,
         store: str,
         left_out: frozenset[str],
         found: Comparison,
         on_progress: Progress | None,
+        *,
+        waiting_too: bool,
     ) -> None:
+        self._local = local
         self._remote = remote
         self._store = store
         self._left_out = left_out
         self._found = found
         self._on_progress = on_progress
-        self._differing: list[str] = []
+        self._waiting_too = waiting_too
+        self._differing: dict[DriftClass, list[str]] = {}
 
     async def run(self, snapshot: LocalSnapshot) -> list[str]:
-        """The ids that differ, at most `MOST_DIFFERENCES`."""
+        """The ids that differ, at most `MOST_DIFFERENCES` of each class."""
         send_here, here = anyio.create_memory_object_stream[Sequence[tuple[str, Here]]](PAGES_AHEAD)
         send_there, there = anyio.create_memory_object_stream[Sequence[tuple[str, There]]](PAGES_AHEAD)
         with first_error():
@@ -222,7 +234,7 @@ class _Pass:
                 tasks.start_soon(_feed, snapshot.rows(), send_here)
                 tasks.start_soon(_feed, self._memories(), send_there)
                 await self._merge(_Window(here), _Window(there))
-        return self._differing
+        return [memory_id for ids in self._differing.values() for memory_id in ids]
 
     async def _memories(self) -> AsyncIterator[Sequence[tuple[str, There]]]:
         last = ""
@@ -237,29 +249,41 @@ class _Pass:
                 return
             await behind.advance()
             bound = min(here.last, there.last)
-            self._compare(here.until(bound), there.until(bound))
+            await self._compare(here.until(bound), there.until(bound))
             if self._on_progress:
                 await self._on_progress(self._found.rows, None, f"{self._found.rows} memories compared")
 
-    def _compare(self, here: Mapping[str, Here], there: Mapping[str, There]) -> None:
+    async def _compare(self, here: Mapping[str, Here], there: Mapping[str, There]) -> None:
+        differing: dict[str, Facts] = {}
         for memory_id in here.keys() | there.keys() if here.keys() != there.keys() else here:
             if memory_id in self._left_out:
                 continue
             facts = Facts(here.get(memory_id), there.get(memory_id))
             self._count(facts)
             if classify(facts, self._store) and _is_id(memory_id):
-                self._note(memory_id)
+                differing[memory_id] = facts
+        for ids in _pages(list(differing), LOOK_PAGE):
+            await self._note_page({i: differing[i] for i in ids})
+
+    async def _note_page(self, differing: Mapping[str, Facts]) -> None:
+        """What waits would fill the room of what does not; a delete on record makes another class."""
+        deletions, waiting = await self._local.marks(list(differing))
+        for memory_id, facts in differing.items():
+            drift = classify(facts._replace(deletion=deletions.get(memory_id)), self._store)
+            if drift and (memory_id not in waiting or (self._waiting_too and _waits_in_vain(facts))):
+                self._note(drift, memory_id)
 
     def _count(self, facts: Facts) -> None:
         self._found.rows += facts.here is not None
         live = facts.there is not None and not facts.there.deleted
         self._found.memories += live and _concerns(facts, self._store)
 
-    def _note(self, memory_id: str) -> None:
-        if len(self._differing) < MOST_DIFFERENCES:
-            self._differing.append(memory_id)
+    def _note(self, drift: DriftClass, memory_id: str) -> None:
+        ids = self._differing.setdefault(drift, [])
+        if len(ids) < MOST_DIFFERENCES:
+            ids.append(memory_id)
         else:
-            self._found.unlooked += 1
+            self._found.pass_over(drift)
 
 
 class _Window(Generic[Side]):
@@ -311,14 +335,19 @@ def _concerns(facts: Facts, store: str) -> bool:
     return facts.here is not None or (facts.there is not None and facts.there.origin == store)
 
 
-def _note_content(found: Comparison, seen: Seen, versioned: bool, known: DriftClass | None) -> None:
-    there = seen.facts.there
-    corrupt = there is not None and seen.actual != there.content_hash
-    if corrupt and known in (None, "different"):
-        found.take_out([seen.memory_id], ["different"])
+def _note_contents(found: Comparison, judged: Sequence[tuple[Seen, bool]]) -> None:
+    known = {seen.memory_id: name for name, all_seen in found.drift.items() for seen in all_seen}
+    corrupt = [s for s, _ in judged if _is_corrupt(s) and known.get(s.memory_id) in (None, "different")]
+    found.take_out([seen.memory_id for seen in corrupt], ["different"])
+    for seen in corrupt:
         found.note("corrupt_there", seen)
-    elif not versioned and known is None:
-        found.note("unversioned_there", seen._replace(actual=None))
+    for seen, versioned in judged:
+        if not (versioned or _is_corrupt(seen) or seen.memory_id in known):
+            found.note("unversioned_there", seen._replace(actual=None))
+
+
+def _is_corrupt(seen: Seen) -> bool:
+    return seen.facts.there is not None and seen.actual != seen.facts.there.content_hash
 
 
 def _is_id(memory_id: object) -> bool:

@@ -79,6 +79,10 @@ class Installation(Protocol):
         """The table's own words for its shape, JSON text; `None` while there is no table."""
         ...
 
+    async def note_gap(self) -> None:
+        """Rows have changed without being captured: a full comparison is due, in which what is here counts."""
+        ...
+
 
 # --- push --------------------------------------------------------------------------------------------------------
 

@@ -198,6 +198,7 @@ class VerifyReport(Report):
     remote_memories: Annotated[Count, Field(description="Live memories of the remote store that were compared.")] = 0
     left_out: Annotated[Count, Field(description="Memories left out, since a change of theirs waits in the queue.")] = 0
     counts: Annotated[dict[DriftClass, int], Field(description="Differences by class.")] = {}
+    unlooked: Annotated[Count, Field(description="Differences beyond those that were looked at closely.")] = 0
     examples: Annotated[dict[DriftClass, list[Example]], Field(description="Some of each class.")] = {}
     actions: Annotated[dict[DriftClass, str], Field(description="What a repair does about each class found.")] = {}
     dry_run: Annotated[bool, Field(description="Whether nothing was changed.")] = True

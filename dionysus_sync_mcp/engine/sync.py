@@ -177,7 +177,7 @@ class Syncer:
             finished_at=datetime.now(UTC),
             kind=report.kind,
             result=report.result,
-            differences=sum(report.counts.values()),
+            differences=sum(report.counts.values()) + report.unlooked,
         )
         tally.uncompared = False
         tally.warnings += report.warnings

@@ -2,10 +2,12 @@
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from dionysus_sync_mcp.domain.drift import ACTIONS, DriftClass, Reason, Side, left, repair_of, rolled_back
+from dionysus_sync_mcp.domain.drift import ACTIONS, Action, DriftClass, Reason, Side, left, repair_of, words_of
+from dionysus_sync_mcp.domain.lineage import Standing
 from dionysus_sync_mcp.domain.text import line
 from dionysus_sync_mcp.engine.compare import Comparer, Comparison, Kind, Progress
 from dionysus_sync_mcp.engine.mend import Mender
@@ -33,6 +35,13 @@ REBUILD_PAGE = 1000
 EXAMPLES = 3
 EXCERPT = 80
 NAMED_IDS = 100
+# What a person who prefers a side decides about.
+DECIDED: dict[Side, frozenset[DriftClass]] = {
+    "remote": frozenset({"older_here", "different", "missing_here"}),
+    "local": frozenset({"older_here", "different", "missing_here", "deleted_there"}),
+}
+REASONS = 3
+REASON = 200
 SYNC_FIRST = "Call sync_now, then verify again."
 
 
@@ -45,25 +54,34 @@ class _Repair:
     prefer: Side | None
     dry_run: bool
     mended: dict[DriftClass, int] = field(default_factory=dict)
-    asks: bool = False
+    refused: dict[DriftClass, Mapping[str, str]] = field(default_factory=dict)
 
-    def leaves(self, drift: DriftClass, number: int) -> bool:
-        """Whether it was not this repair's business, or the remote's content was the later one."""
-        action = repair_of(drift, self.prefer, self.reason)
-        return action is None or (action == "keep_here" and self.mended.get(drift, 0) < number)
+    def action(self, drift: DriftClass, found: Comparison) -> Action | None:
+        """What it does about a class; rows of a database that went back in time wait for a person's word."""
+        if drift == "older_here" and found.behind and not self.prefer:
+            return None
+        return repair_of(drift, self.prefer, self.reason)
 
-    def goes_on(self, found: Comparison) -> bool:
-        """Whether another round would mend more."""
-        beyond = found.unlooked or any(
-            len(seen) > self.limit for drift, seen in found.drift.items() if drift in self.mended
-        )
-        return bool(beyond and any(self.mended.values()))
+    def waiting(self, found: Comparison) -> dict[DriftClass, int]:
+        """What another round would mend: what is beyond the limit or was held by somebody, not what was refused."""
+        numbers = {drift: len(found.drift.get(drift, ())) + found.unlooked.get(drift, 0) for drift in ACTIONS}
+        done = {drift: self.mended.get(drift, 0) + len(self.refused.get(drift, ())) for drift in ACTIONS}
+        return {
+            drift: number - done[drift]
+            for drift, number in numbers.items()
+            if number > done[drift] and self.action(drift, found)
+        }
+
+    def decided(self, found: Comparison) -> bool:
+        """Whether the preferred side has its way in everything in which it can."""
+        return bool(self.prefer) and not self.waiting(found).keys() & DECIDED[self.prefer or "remote"]
 
 
 class Verifier:
     """The use-case verify.
 
     Args:
+        standing: Where this store stands beside what the remote remembers of it: whether it went back in time.
         alert: Puts alerts on record; how many were new.
         seconds: Between two comparisons that the background loop makes; 0: none but those that something calls for.
     """
@@ -77,6 +95,7 @@ class Verifier:
         reader: RemoteReader,
         installation: Installation,
         *,
+        standing: Callable[[], Awaitable[Standing | None]],
         alert: Callable[[list[NewAlert]], Awaitable[int]],
         seconds: float,
     ) -> None:
@@ -86,6 +105,7 @@ class Verifier:
         self._mending = mending
         self._reader = reader
         self._installation = installation
+        self._standing = standing
         self._alert = alert
         self._seconds = seconds
         self._took = 0.0
@@ -143,7 +163,7 @@ class Verifier:
         _, found = await self._verify("full", repair)
         # What was captured before the reason came up may be followed by a change that was not.
         early = found.oldest_waiting_at is not None and found.oldest_waiting_at <= due.since
-        if found.skipped or early or repair.goes_on(found):
+        if found.skipped or early or repair.waiting(found):
             return max(LOOK_SECONDS, REPEAT_SHARE * self._took)
         await self._local.settle_due(due)
         return LOOK_SECONDS
@@ -168,28 +188,27 @@ class Verifier:
         else:
             store = (await self._installation.identity()).id
             found = await self._comparer.compare(kind, store, waiting_too=bool(prefer), on_progress=on_progress)
+            found.behind = await self._standing() == "behind_here"
         self._took = time.monotonic() - started
         counts: dict[DriftClass, int] = {drift: len(seen) for drift, seen in found.drift.items()}
         examples = await self._examples(found)
         if repair and not found.skipped:
-            await self._repair(found, counts, repair, store)
+            await self._repair(found, repair, store)
         report = _report(kind, found, counts, examples, repair, started)
         if store:
             await self._local.record(kind, report.result, report.model_dump(mode="json"), _event(report, repair))
         if repair and repair.reason != "person":
-            await self._alert(_alerts(found, repair))
+            await self._alert(_alerts(found, repair, await self._local.last_clean()))
         return report, found
 
-    async def _repair(self, found: Comparison, counts: dict[DriftClass, int], repair: _Repair, store: str) -> None:
-        repair.asks = not repair.prefer and rolled_back(counts.get("older_here", 0), found.rows)
+    async def _repair(self, found: Comparison, repair: _Repair, store: str) -> None:
         if repair.dry_run:
             return
         for drift, seen in found.drift.items():
-            action = repair_of(drift, repair.prefer, repair.reason)
-            if action is None or (drift == "older_here" and repair.asks):
-                continue
-            repair.mended[drift] = await self._mender.mend(action, seen[: repair.limit], store)
-        if repair.prefer and not found.unlooked and not _undecided(counts, repair):
+            if action := repair.action(drift, found):
+                done = await self._mender.mend(action, seen, store, repair.limit)
+                repair.mended[drift], repair.refused[drift] = done.number, done.left
+        if repair.decided(found):
             await self._mending.begin_epoch()
 
     async def _examples(self, found: Comparison) -> dict[DriftClass, list[Example]]:
@@ -222,14 +241,6 @@ def _example(seen: Seen, project: str | None, content: str | None) -> Example:
     )
 
 
-def _undecided(counts: dict[DriftClass, int], repair: _Repair) -> int:
-    """How many memories the preferred side does not have its way in yet."""
-    classes: Sequence[DriftClass] = ("older_here", "different", "missing_here")
-    if repair.prefer == "local":
-        classes = ("older_here", "different", "deleted_there")
-    return sum(max(0, counts.get(drift, 0) - repair.mended.get(drift, 0)) for drift in classes)
-
-
 def _report(
     kind: Kind,
     found: Comparison,
@@ -239,70 +250,107 @@ def _report(
     started: float,
 ) -> VerifyReport:
     repaired = repair.mended if repair else {}
-    remaining = left(counts, repaired) + found.unlooked
+    unlooked = sum(found.unlooked.values())
+    remaining = left(counts, repaired) + unlooked
     return VerifyReport(
         kind=kind,
         result="skipped" if found.skipped else "drift" if remaining else "clean",
-        next_step=_advice(found, counts, repair, remaining),
+        next_step=_advice(found, repair, remaining),
         warnings=_warnings(found, counts, repair),
         local_memories=found.rows,
         remote_memories=found.memories,
         left_out=found.left_out,
         counts=counts,
+        unlooked=unlooked,
         examples=examples,
-        actions={drift: ACTIONS[drift] for drift in counts},
+        actions={drift: words_of(drift, repair.prefer if repair else None) for drift in counts},
         dry_run=repair is None or repair.dry_run,
         repaired=repaired,
         duration_ms=round(1000 * (time.monotonic() - started)),
     )
 
 
-def _advice(found: Comparison, counts: dict[DriftClass, int], repair: _Repair | None, remaining: int) -> str:
+def _advice(found: Comparison, repair: _Repair | None, remaining: int) -> str:
     if found.skipped:
         return SYNC_FIRST if found.left_out else "Call get_sync_status to see what is in the way."
-    if not counts:
-        return "Nothing to do: both stores agree."
-    if repair and repair.asks:
+    if found.behind and not (repair and repair.prefer):
         return (
             "Decide which store counts: 'dionysus-sync-mcp verify --repair --prefer remote' takes the remote's newer "
             "memories, --prefer local keeps what is here. Both keep what loses in the history."
         )
+    if not (found.drift or found.unlooked):
+        return _agreed(found)
     if repair is None or repair.dry_run:
         return "Nothing was changed. Run 'dionysus-sync-mcp verify --repair --yes' to mend this."
-    if remaining and any(repair.mended.values()):
+    if not remaining:
+        return "All was mended: call sync_now, then verify again to see it."
+    if repair.waiting(found):
         return "Some are left; call sync_now, then verify again."
-    if remaining:
-        return "This cannot be mended unasked: look at the examples, then run 'dionysus-sync-mcp verify --repair'."
-    return "All was mended: call sync_now, then verify again to see it."
+    if repair.reason == "person":
+        return "What is left was refused, as the warnings say: mend that cause, then verify again."
+    return "This cannot be mended unasked: look at the examples, then run 'dionysus-sync-mcp verify --repair'."
+
+
+def _agreed(found: Comparison) -> str:
+    if found.left_out > found.parked:
+        return (
+            f"What was compared agrees; {found.left_out} memories wait to be pushed: call sync_now, then verify again."
+        )
+    return "Nothing to do: both stores agree."
 
 
 def _warnings(found: Comparison, counts: dict[DriftClass, int], repair: _Repair | None) -> list[str]:
-    warnings = [f"Nothing was compared: {found.skipped}."] if found.skipped else []
-    if found.parked:
+    if found.skipped:
+        return [f"Nothing was compared: {found.skipped}."]
+    said: list[tuple[int, str]] = [
+        (found.parked, "{} memories are left out since a change of theirs is parked; see get_sync_status."),
+        (
+            counts.get("missing_here", 0),
+            "{} memories are gone from this database, and no delete of them is on record.",
+        ),
+        (
+            counts.get("different", 0),
+            "High alert: {} memories have another content under the same version on both sides.",
+        ),
+        (
+            counts.get("corrupt_there", 0),
+            "High alert: {} memories of the remote store are not what their hash says.",
+        ),
+        (found.behind, "This database is older than what it has pushed: it has gone back in time, or is a copy."),
+        (
+            sum(found.unlooked.values()),
+            "{} more differ and were not looked at closely; mend these first.",
+        ),
+    ]
+    return [text.format(number) for number, text in said if number] + (_warnings_of(repair, found) if repair else [])
+
+
+def _warnings_of(repair: _Repair, found: Comparison) -> list[str]:
+    warnings = []
+    lost = len(found.drift.get("missing_here", ()))
+    if lost and repair.prefer == "local" and repair.dry_run:
         warnings.append(
-            f"{found.parked} memories are left out since a change of theirs is parked; see get_sync_status."
+            f"With --prefer local the {lost} memories that only the remote store has become tombstones there, as "
+            "if they had been deleted here; 'dionysus-sync-mcp recover --include-deleted' brings them back."
         )
-    if number := counts.get("missing_here"):
-        warnings.append(f"{number} memories are gone from this database, and no delete of them is on record.")
-    if number := counts.get("different"):
-        warnings.append(f"High alert: {number} memories have another content under the same version on both sides.")
-    if number := counts.get("corrupt_there"):
-        warnings.append(f"High alert: {number} memories of the remote store are not what their hash says.")
-    if rolled_back(counts.get("older_here", 0), found.rows) and counts.get("older_here"):
-        warnings.append("So many rows are older than the remote's that this database must have gone back in time.")
-    if found.unlooked:
-        warnings.append(f"{found.unlooked} more differ and were not looked at closely; mend these first.")
-    beyond = [f"{n - repair.limit} {drift}" for drift, n in counts.items() if n > repair.limit] if repair else []
-    if beyond:
-        warnings.append(f"Beyond this round's limit are {', '.join(beyond)}.")
-    return warnings
+    beyond = {drift: len(seen) - repair.limit for drift, seen in found.drift.items() if repair.action(drift, found)}
+    if any(number > 0 for number in beyond.values()):
+        named = ", ".join(f"{number} {drift}" for drift, number in beyond.items() if number > 0)
+        warnings.append(f"Beyond this round's limit are {named}.")
+    return warnings + [_refusals(drift, refused) for drift, refused in repair.refused.items() if refused]
+
+
+def _refusals(drift: DriftClass, refused: Mapping[str, str]) -> str:
+    named = [f"{memory_id}: {line(reason, REASON)}" for memory_id, reason in list(refused.items())[:REASONS]]
+    return f"{len(refused)} {drift} were left as they were; {'; '.join(named)}."
 
 
 def _event(report: VerifyReport, repair: _Repair | None) -> SyncEvent | None:
     if repair is None or not any(repair.mended.values()):
         return None
     done = ", ".join(f"{number} {drift}" for drift, number in repair.mended.items() if number)
-    into_here = all(drift in ("missing_here", "older_here") for drift, number in repair.mended.items() if number)
+    actions = {repair_of(drift, repair.prefer, repair.reason) for drift, number in repair.mended.items() if number}
+    into_here = actions <= {"restore", "pull"}
     return SyncEvent(
         direction="remote_to_local" if into_here else "local_to_remote",
         result="success" if report.result == "clean" else "partial",
@@ -313,16 +361,25 @@ def _event(report: VerifyReport, repair: _Repair | None) -> SyncEvent | None:
     )
 
 
-def _alerts(found: Comparison, repair: _Repair) -> list[NewAlert]:
-    """One for each class that was not mended unasked; the same memories in the same class are the same event."""
-    return [_alert(drift, seen) for drift, seen in found.drift.items() if repair.leaves(drift, len(seen))]
+def _alerts(found: Comparison, repair: _Repair, clean_at: datetime | None) -> list[NewAlert]:
+    """One for each class of which some were left unasked.
+
+    The same memories in the same class are the same event, unless all was well in between.
+    """
+    left_of = {
+        drift: [
+            one for one in seen if not repair.action(drift, found) or one.memory_id in repair.refused.get(drift, ())
+        ]
+        for drift, seen in found.drift.items()
+    }
+    return [_alert(drift, seen, clean_at) for drift, seen in left_of.items() if seen]
 
 
-def _alert(drift: DriftClass, seen: Sequence[Seen]) -> NewAlert:
+def _alert(drift: DriftClass, seen: Sequence[Seen], clean_at: datetime | None) -> NewAlert:
     ids = sorted(one.memory_id for one in seen)
     digest = hashlib.sha256("".join(ids).encode()).hexdigest()
     return NewAlert(
-        key=f"drift:{drift}:{digest[:16]}",
+        key=f"drift:{drift}:{digest[:16]}:{clean_at.isoformat() if clean_at else 'never'}",
         kind="drift",
         summary=f"{len(ids)} memories differ between the stores ({drift.replace('_', ' ')}); verify says more.",
         details={"class": drift, "memories": len(ids), "memory_ids": ids[:NAMED_IDS], "repair": ACTIONS[drift]},

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from dionysus_sync_mcp.domain.drift import Here, There
@@ -41,8 +41,12 @@ class MemoryVerifying:
         if self.meanwhile:
             await self.meanwhile()
         rows = {i: self.local.table[i] for i in memory_ids if i in self.local.table}
+        return {i: _here(row) for i, row in rows.items()}, *(await self.marks(memory_ids))
+
+    async def marks(self, memory_ids: Sequence[str]) -> tuple[dict[str, int], frozenset[str]]:
+        """Confirmed deletes, and what waits."""
         deletions = {i: v for i, v in self.local.deletions.items() if i in memory_ids}
-        return {i: _here(row) for i, row in rows.items()}, deletions, self._waiting() & set(memory_ids)
+        return deletions, self._waiting() & set(memory_ids)
 
     async def hashes(self, memories: Sequence[RemoteMemory]) -> dict[str, str]:
         """Of their properties."""
@@ -55,6 +59,11 @@ class MemoryVerifying:
     async def ages(self) -> tuple[float | None, float | None]:
         """As set."""
         return self.ages_
+
+    async def last_clean(self) -> datetime | None:
+        """As many hours as there were comparisons before it."""
+        numbers = [n for n, (kind, result, *_) in enumerate(self.recorded) if kind != "quick" and result == "clean"]
+        return START + timedelta(hours=numbers[-1]) if numbers else None
 
     async def settle_due(self, due: Due) -> None:
         """Unless another one came up."""
@@ -103,6 +112,7 @@ class MemoryVerifying:
     async def begin_epoch(self) -> None:
         """Count them."""
         self.epochs += 1
+        self.local.identity_ = replace(self.local.identity_, epoch=f"epoch {self.epochs}")
 
     async def send_all(self, after: str, limit: int) -> tuple[str | None, int]:
         """A page."""

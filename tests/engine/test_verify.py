@@ -1,19 +1,21 @@
 """The use-case verify on in-memory stores: what counts as drift, what is mended by whom, and what people are told."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
-from dionysus_sync_mcp.domain.drift import DriftClass
+from dionysus_sync_mcp.domain.drift import DriftClass, Side
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import MemoryChange
 from dionysus_sync_mcp.engine import compare
 from dionysus_sync_mcp.engine.compare import Comparer
-from dionysus_sync_mcp.engine.mend import Mender
+from dionysus_sync_mcp.engine.mend import NO_HASH, Mender
 from dionysus_sync_mcp.engine.ports import Due, NewAlert, Seen
 from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.status import StatusReader
 from dionysus_sync_mcp.engine.verify import FULL_EVERY, LOOK_SECONDS, Verifier
 from tests.engine.memory_local import START, MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
@@ -37,7 +39,15 @@ class Bench:
         mender = Mender(self.here, self.there, self.remote, self.remote, self.local)
         comparer = Comparer(self.here, self.there, pause=0)
         self.verifier = Verifier(
-            comparer, mender, self.here, self.here, self.remote, self.local, alert=self._alert, seconds=SECONDS
+            comparer,
+            mender,
+            self.here,
+            self.here,
+            self.remote,
+            self.local,
+            standing=StatusReader((), self.local, self.remote, self.remote, "0").standing,
+            alert=self._alert,
+            seconds=SECONDS,
         )
 
     async def _alert(self, alerts: list[NewAlert]) -> int:
@@ -48,6 +58,30 @@ class Bench:
         """Until nothing is left."""
         while (step := await self.pusher.push_once()).pushed or step.parked:
             pass
+
+    def renumber(self, version: int, *numbers: int) -> None:
+        """Give memories of the remote store this version."""
+        for number in numbers:
+            node = self.remote.nodes[uid(number)]
+            self.remote.nodes[uid(number)] = replace(node, memory=node.memory._replace(version=version))
+
+    def only_there(self, *numbers: int, origin: str = "store") -> None:
+        """Memories like the first one, which are in the remote store only."""
+        node = self.remote.nodes[uid(1)]
+        for number in numbers:
+            memory = node.memory._replace(id=uid(number))
+            self.remote.nodes[uid(number)] = replace(node, memory=memory, origin=origin)
+
+    def go_back(self) -> None:
+        """The remote store remembers pushes that this database does not."""
+        there = self.remote.stores["store"]
+        last = there.last._replace(generation=there.last.generation + 5, lineage="ahead")
+        self.remote.stores["store"] = there._replace(last=last)
+
+    def bypass(self, number: int) -> None:
+        """A change that no trigger sees."""
+        row = self.local.table[uid(number)]
+        self.local.table[uid(number)] = replace(row, properties=row.properties._replace(content="bypassed"))
 
     async def mended(self, counts: dict[DriftClass, int]) -> None:
         """Exactly this is found and mended, and nothing is left."""
@@ -223,21 +257,203 @@ async def test_a_repair_is_audited_once_and_a_dry_run_not(bench: Bench) -> None:
 
 
 @pytest.mark.promise("P7")
-async def test_many_older_rows_wait_for_a_person(bench: Bench) -> None:
+async def test_older_rows_of_a_database_that_went_back_wait_for_a_person(bench: Bench) -> None:
     """Nothing is pulled; with a side preferred, the store goes on under a new epoch."""
-    for number in (1, 2, 3):
-        node = bench.remote.nodes[uid(number)]
-        bench.remote.nodes[uid(number)] = replace(node, memory=node.memory._replace(version=4))
+    bench.renumber(4, 1, 2, 3)
+    bench.go_back()
     report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
     assert (report.counts, report.repaired) == ({"older_here": 3}, {})
     assert "--prefer" in report.next_step
+    assert any("gone back in time" in warning for warning in report.warnings)
     some = await bench.verifier.verify_once("full", repair=True, dry_run=False, prefer="local", limit=2)
     assert (some.repaired, bench.here.epochs) == ({"older_here": 2}, 0)
-    await bench.push()
     rest = await bench.verifier.verify_once("full", repair=True, dry_run=False, prefer="local")
     assert (rest.result, bench.here.epochs) == ("clean", 1)
     await bench.push()
     assert [bench.remote.nodes[uid(n)].memory.version for n in (1, 2, 3)] == [5, 5, 5]
+
+
+async def test_older_rows_alone_are_no_database_that_went_back(bench: Bench) -> None:
+    """Another store has pushed newer versions of memories that both have: a plain repair takes them over."""
+    bench.renumber(4, 1, 2, 3)
+    for number in (1, 2, 3):
+        bench.remote.nodes[uid(number)] = replace(bench.remote.nodes[uid(number)], origin="another store")
+    assert (await bench.verifier.verify_once("full")).warnings == []
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False, limit=2)
+    assert (report.counts, report.repaired) == ({"older_here": 3}, {"older_here": 2})
+    assert (await bench.verifier.verify_once("full", repair=True, dry_run=False)).result == "clean"
+
+
+@pytest.mark.promise("P4")
+async def test_with_this_side_preferred_what_only_the_remote_has_becomes_tombstones(bench: Bench) -> None:
+    """A dry run says so in plain words; what another store wrote stays."""
+    bench.only_there(20, 21)
+    bench.only_there(22, origin="another store")
+    bench.go_back()
+    plan = await bench.verifier.verify_once("full", repair=True, prefer="local")
+    assert any("2 memories that only the remote store has become tombstones" in said for said in plan.warnings)
+    assert "--include-deleted" in plan.actions["missing_here"]
+    done = await bench.verifier.verify_once("full", repair=True, prefer="local", dry_run=False)
+    assert (done.counts, done.repaired, done.result) == ({"missing_here": 2}, {"missing_here": 2}, "clean")
+    await bench.push()
+    held = {number: bench.remote.nodes[uid(number)].memory for number in (20, 21, 22)}
+    assert [bool(memory.deleted_at) for memory in held.values()] == [True, True, False]
+    assert [memory.content for memory in held.values()] == ["text 1"] * 3
+    assert (await bench.verifier.verify_once("full")).counts == {}
+    event = bench.here.recorded[1][3]
+    assert event is not None
+    assert event.direction == "local_to_remote"
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("prefer", ["local", "remote"])
+async def test_a_database_that_went_back_is_decided_however_much_differs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, prefer: Side
+) -> None:
+    """More than is held at once takes some rounds; the last one begins the epoch."""
+    monkeypatch.setattr(compare, "MOST_DIFFERENCES", 4)
+    bench.only_there(*range(20, 26))
+    bench.renumber(4, 1)
+    bench.go_back()
+    epochs = []
+    for _ in range(2):
+        await bench.verifier.verify_once("full", repair=True, prefer=prefer, dry_run=False)
+        epochs.append(bench.here.epochs)
+    assert epochs == [0, 1]
+    await bench.push()
+    assert (await bench.verifier.verify_once("full")).counts == {}
+
+
+@pytest.mark.promise("P7")
+async def test_one_memory_that_is_refused_does_not_keep_the_store_from_going_on(bench: Bench) -> None:
+    """Everything that can be is mended, the epoch begins, and the refused one is reported with its reason."""
+    bench.only_there(20, 21)
+    bench.local.refusing = {uid(20)}
+    bench.go_back()
+    report = await bench.verifier.verify_once("full", repair=True, prefer="remote", dry_run=False)
+    assert (report.repaired, report.result, bench.here.epochs) == ({"missing_here": 1}, "drift", 1)
+    assert [f"{uid(20)}: the table refuses it" in warning for warning in report.warnings].count(True) == 1
+    assert "refused" in report.next_step
+    bench.local.write(uid(1), "goes on")
+    await bench.push()
+    assert bench.remote.nodes[uid(1)].memory.content == "goes on"
+
+
+async def test_a_limit_does_not_stop_at_what_is_refused(bench: Bench) -> None:
+    """Further memories are taken until so many were mended."""
+    bench.only_there(20, 21, 22)
+    bench.local.refusing = {uid(20)}
+    report = await bench.verifier.verify_once("full", repair=True, limit=2, dry_run=False)
+    assert report.repaired == {"missing_here": 2}
+    assert bench.local.table.keys() >= {uid(21), uid(22)}
+
+
+async def test_a_memory_without_a_hash_is_left_and_reported(bench: Bench) -> None:
+    """Nobody could tell what was pulled."""
+    node = bench.remote.nodes[uid(1)]
+    bench.remote.nodes[uid(1)] = replace(node, memory=node.memory._replace(version=4, content_hash=""))
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    assert (report.repaired, report.result) == ({"older_here": 0}, "drift")
+    assert any(NO_HASH in warning for warning in report.warnings)
+    assert bench.local.table[uid(1)].version == 1
+
+
+@pytest.mark.promise("P1")
+async def test_many_differences_of_one_class_do_not_hide_a_change_that_is_to_be_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gap in the capture: memories that vanished, for people to decide, and before them one that was changed."""
+    monkeypatch.setattr(compare, "MOST_DIFFERENCES", 4)
+    bench.only_there(*(number + 100 for number in range(6)))
+    bench.local.write(uid(200), "last")
+    await bench.push()
+    bench.bypass(200)
+    bench.here.due_ = Due(START, True)
+    await bench.verifier.check_once()
+    await bench.push()
+    assert bench.remote.nodes[uid(200)].memory.content == "bypassed"
+    assert bench.here.due_ is None
+    assert [alert.details["class"] for alert in bench.alerts] == ["missing_here"]
+
+
+@pytest.mark.promise("P1")
+async def test_a_gap_stays_due_while_more_is_to_be_sent_than_is_held(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deletes that the remote store has confirmed and then lost, behind memories that vanished."""
+    monkeypatch.setattr(compare, "MOST_DIFFERENCES", 4)
+    bench.only_there(*range(20, 31))
+    bench.local.deletions = {uid(number): 9 for number in range(25, 31)}
+    bench.here.due_ = Due(START, True)
+    await bench.verifier.check_once()
+    assert bench.here.due_ is not None
+    await bench.push()
+    await bench.verifier.check_once()
+    await bench.push()
+    assert bench.here.due_ is None
+    assert all(bench.remote.nodes[uid(number)].memory.deleted_at for number in range(25, 31))
+
+
+@pytest.mark.promise("P1")
+async def test_a_gap_stays_due_while_a_row_is_held_by_somebody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told of it: the next look sends it."""
+    bench.bypass(1)
+    bench.bypass(2)
+    bench.here.due_ = Due(START, True)
+    send = bench.here.send_above
+
+    async def skip_locked(seen: list[Seen]) -> int:
+        return await send([one for one in seen if one.memory_id != uid(2)])
+
+    with monkeypatch.context() as held:
+        held.setattr(bench.here, "send_above", skip_locked)
+        await bench.verifier.check_once()
+    assert bench.here.due_ is not None
+    await bench.push()
+    await bench.verifier.check_once()
+    await bench.push()
+    assert not (bench.here.due_ or bench.alerts)
+    assert bench.remote.nodes[uid(2)].memory.content == "bypassed"
+
+
+async def test_people_are_told_of_the_remainder_only(bench: Bench) -> None:
+    """Of two contents that differ after a gap the one here is sent; the later one there is for people."""
+    bench.bypass(1)
+    bench.bypass(2)
+    later = bench.remote.nodes[uid(2)]
+    memory = later.memory._replace(updated_at="9000-01-01T00:00:00+00:00")
+    bench.remote.nodes[uid(2)] = replace(later, memory=memory)
+    bench.here.due_ = Due(START, True)
+    await bench.verifier.check_once()
+    assert [alert.details["memory_ids"] for alert in bench.alerts] == [[uid(2)]]
+    assert bench.here.due_ is None
+
+
+async def test_many_wrong_contents_are_sorted_in_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one after the other through all that differs."""
+    for number in range(1, 9):
+        node = bench.remote.nodes[uid(number)]
+        bench.remote.nodes[uid(number)] = replace(node, memory=node.memory._replace(content="garbled"))
+    passes = 0
+    take_out = compare.Comparison.take_out
+
+    def counted(found: compare.Comparison, memory_ids: Iterable[str], classes: Iterable[DriftClass]) -> None:
+        nonlocal passes
+        passes += 1
+        take_out(found, memory_ids, classes)
+
+    monkeypatch.setattr(compare.Comparison, "take_out", counted)
+    assert (await bench.verifier.verify_once("deep")).counts == {"corrupt_there": 8}
+    assert passes == 1
+
+
+async def test_what_was_left_out_is_said_where_the_rest_agrees(bench: Bench) -> None:
+    """Everything waits: nothing was compared really."""
+    for number in range(1, 11):
+        bench.local.write(uid(number), "waits")
+    report = await bench.verifier.verify_once("full")
+    assert (report.result, report.left_out) == ("clean", 10)
+    assert "10 memories wait" in report.next_step
 
 
 @pytest.mark.promise("P1")
@@ -281,6 +497,21 @@ async def test_sweeps_are_made_when_it_is_time(
     bench.here.ages_ = ages
     assert await bench.verifier.check_once() == LOOK_SECONDS
     assert [k for k, *_ in bench.here.recorded] == ([kind] if kind else [])
+
+
+async def test_the_same_memories_that_differ_once_more_are_another_event(bench: Bench) -> None:
+    """After a comparison that found nothing; a quick one that did not see it is none."""
+    row = bench.local.table.pop(uid(2))
+    await bench.verifier.check_once()
+    await bench.verifier.check_once()
+    bench.here.recorded.append(("quick", "clean", {}, None))
+    await bench.verifier.check_once()
+    assert len({alert.key for alert in bench.alerts}) == 1
+    bench.local.table[uid(2)] = row
+    await bench.verifier.check_once()
+    del bench.local.table[uid(2)]
+    await bench.verifier.check_once()
+    assert len({alert.key for alert in bench.alerts}) == 2
 
 
 async def test_a_sweep_tells_people_of_what_it_does_not_mend(bench: Bench) -> None:

@@ -298,7 +298,7 @@ async def test_a_wiped_remote_is_compared_and_filled_again(program: Runtime, cli
 async def test_a_sweep_is_made_when_it_is_time_and_by_one_process(program: Runtime, client: Client) -> None:
     """The first passes over all ids; the next one waits, though another process would make it."""
     await filled(client, program)
-    await client.execute("UPDATE dionysus_sync.store_identity SET compare_since = NULL")
+    await client.execute("DELETE FROM dionysus_sync.comparison_due")
     await program.verifier.check_once()
     await program.verifier.check_once()
     assert await checks(client) == [("full", "clean")]
@@ -310,10 +310,24 @@ async def test_a_sweep_is_made_when_it_is_time_and_by_one_process(program: Runti
     assert (status.last_check.kind, status.last_check.differences) == ("quick", 0)
 
 
+async def test_the_last_check_counts_what_was_not_looked_at_closely(
+    program: Runtime, client: Client, empty_neo4j: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More differ than are held at once."""
+    monkeypatch.setattr(compare, "MOST_DIFFERENCES", 5)
+    await filled(client, program)
+    await graph(empty_neo4j, "MATCH (m:Memory) DETACH DELETE m")
+    report = await program.verify()
+    assert (report.counts, report.unlooked) == ({"missing_there": 5}, ROWS - 5)
+    last = (await program.status()).last_check
+    assert last is not None
+    assert last.differences == ROWS
+
+
 async def test_a_sweep_mends_what_only_the_remote_lacks(program: Runtime, client: Client, empty_neo4j: str) -> None:
     """A row that is missing there is sent; of one that is older here people are told, and it stays."""
     await filled(client, program)
-    await client.execute("UPDATE dionysus_sync.store_identity SET compare_since = NULL")
+    await client.execute("DELETE FROM dionysus_sync.comparison_due")
     await graph(empty_neo4j, "MATCH (m:Memory {id: $id}) DETACH DELETE m", id=str(uid(1)))
     await _age_here(client, empty_neo4j, program)
     await program.verifier.check_once()
@@ -430,12 +444,13 @@ async def test_a_database_that_went_back_goes_on_as_a_person_decides(
             assert await client.fetchval("SELECT epoch FROM dionysus_sync.store_identity") != epoch
             await push(program)
             await push(program)
-            left = {"missing_here": 1} if prefer == "local" else {}
-            assert (decided.result, (await program.verify("deep")).counts) == ("drift" if left else "clean", left)
+            assert (decided.result, (await program.verify("deep")).counts) == ("clean", {})
             rows = {r["id"]: r["content"] for r in await client.fetch("SELECT id, content FROM memories")}
             winners = ("third", "third") if prefer == "remote" else ("mine", "second")
             assert (rows[uid(1)], rows[uid(3)], rows[uid(30)]) == (*winners, "mine too")
             assert (uid(20) in rows) == (prefer == "remote")
+            later = await node(empty_neo4j, uid(20))
+            assert (later["content"], "deleted_at" in later) == ("later", prefer == "local")
             assert [(await node(empty_neo4j, uid(i)))["content"] for i in (1, 3)] == list(winners)
             assert {"first 1", "second", "third", "mine"} == {text for _, _, text in await history(empty_neo4j, uid(1))}
 
@@ -507,7 +522,7 @@ async def test_old_reports_are_pruned(program: Runtime, client: Client) -> None:
 
 async def due(client: Client) -> bool:
     """Whether a comparison is called for."""
-    return await client.fetchval("SELECT compare_since FROM dionysus_sync.store_identity") is not None
+    return await client.fetchval("SELECT compare_since FROM dionysus_sync.comparison_due") is not None
 
 
 async def checks(client: Client) -> list[tuple[str, str]]:

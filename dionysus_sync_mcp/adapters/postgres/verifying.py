@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -39,6 +40,9 @@ class PostgresVerifying:
         """See `LocalComparison.obstacle`."""
         if not await self._installer.initialised():
             return "this database is not protected yet"
+        async with self._database.connection() as connection:
+            if await connection.fetchval(self._database.sql["recovery_under_way"]):
+                return "a recovery is under way"
         if not await self._installer.table_present():
             return "the table memories is missing"
         try:
@@ -62,9 +66,13 @@ class PostgresVerifying:
         async with self._database.transaction() as connection:
             await connection.execute(sql["one_moment"])
             found = await _page(connection, sql, memory_ids, UUID(int=0), len(memory_ids))
-            deletions = await connection.fetch(sql["confirmed_deletions"], memory_ids)
-            waiting = await connection.fetch(sql["waiting_of"], memory_ids)
-        return dict(found), {r["id"]: r["version"] for r in deletions}, frozenset(r["id"] for r in waiting)
+            deletions, waiting = await _marks(connection, sql, memory_ids)
+        return dict(found), deletions, waiting
+
+    async def marks(self, memory_ids: Sequence[str]) -> tuple[dict[str, int], frozenset[str]]:
+        """See `LocalComparison.marks`."""
+        async with self._database.connection() as connection:
+            return await _marks(connection, self._database.sql, memory_ids)
 
     async def hashes(self, memories: Sequence[RemoteMemory]) -> dict[str, str]:
         """See `LocalComparison.hashes`. A page with a memory that cannot be a row is halved until that stands alone."""
@@ -93,6 +101,12 @@ class PostgresVerifying:
         async with self._database.connection() as connection:
             found = await connection.fetchrow(self._database.sql["comparison_ages"])
         return (found["since_any"], found["since_full"]) if found else (None, None)
+
+    async def last_clean(self) -> datetime | None:
+        """See `LocalComparison.last_clean`."""
+        async with self._database.connection() as connection:
+            found: datetime | None = await connection.fetchval(self._database.sql["last_clean"])
+            return found
 
     async def settle_due(self, due: Due) -> None:
         """See `LocalComparison.settle_due`."""
@@ -207,6 +221,14 @@ async def _queue(connection: "Connection", sql: Mapping[str, str], most_waiting:
     records = await connection.fetch(sql["snapshot_waiting"])
     parked = frozenset(r["id"] for r in records if r["parked"])
     return QueueLook(frozenset(r["id"] for r in records), parked, found["oldest_at"])
+
+
+async def _marks(
+    connection: "Connection", sql: Mapping[str, str], memory_ids: Sequence[str]
+) -> tuple[dict[str, int], frozenset[str]]:
+    deletions = await connection.fetch(sql["confirmed_deletions"], memory_ids)
+    waiting = await connection.fetch(sql["waiting_of"], memory_ids)
+    return {r["id"]: r["version"] for r in deletions}, frozenset(r["id"] for r in waiting)
 
 
 async def _page(
