@@ -53,7 +53,9 @@ WHERE locktype = 'advisory' AND granted AND (classid::bigint << 32) + objid::big
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 ALIVE = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)"
-CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
+CONNECTIONS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE $1 || ' %'"
+)
 PUSHES = "SELECT count(*) FROM dionysus_sync.sync_events WHERE result = 'success' AND timestamp > $1"
 ABOUT = f"""{ROWS:,} rows are drained by two MCP servers and a worker, each a process of its own, connected before
 the rows could be pushed. Baseline: the worker alone. Medians of {ROUNDS} alternating runs after a warm-up; rates as

@@ -19,6 +19,7 @@ from dionysus_sync_mcp.domain.errors import AccessRefused, TimedOut, Unavailable
 from dionysus_sync_mcp.engine.ports import RemoteBatch
 from tests.contract.remote_bench import LAPTOP, change, version
 from tests.faults.proxy import Proxy, Slowness, open_proxy
+from tests.integration.roles import role_of
 from tests.integration.stores import Client, plain_client, uid
 from tests.services.local_store import opened
 from tests.services.postgres import execute
@@ -195,6 +196,35 @@ def closed(connection: line.Line) -> Callable[[], Awaitable[bool]]:
         return connection.closed()
 
     return asked
+
+
+async def test_a_process_of_somebody_else_that_got_the_number_of_a_lost_one_is_left_alone(
+    migrated_database_url: str,
+) -> None:
+    """A server that was started anew gives the numbers again; so may one that runs for long."""
+    async with opened(migrated_database_url) as database, opened(migrated_database_url) as other:
+        async with other.connection(SOON, SOON) as theirs:
+            database._left_behind.add(theirs.pid)
+            assert await one(database, SOON) == 1
+            assert await theirs.fetchval("SELECT 1") == 1
+        async with database.connection(SOON, SOON) as first:
+            database._left_behind.add(first.pid)
+            async with database.connection(SOON, SOON) as second:
+                assert await second.fetchval("SELECT 1") == 1
+            with pytest.raises(Unavailable):
+                await first.fetchval("SELECT 1")
+
+
+async def test_a_role_that_may_not_end_its_lost_connections_works_on(
+    migrated_database_url: str, client: Client
+) -> None:
+    """They end by themselves, when the server notices."""
+    await client.execute("REVOKE EXECUTE ON FUNCTION pg_terminate_backend(integer, bigint) FROM PUBLIC")
+    async with role_of(client, migrated_database_url) as url, opened(url) as database:
+        assert await one(database, SOON) == 1
+        database._left_behind.add(1)
+        assert await one(database, SOON) == 1
+        assert not database._left_behind
 
 
 async def sleep_long(database: Database, *before: str, patience: float = SECONDS) -> None:

@@ -39,7 +39,8 @@ MOST_CONNECTIONS_PER_SECOND = 4
 MOST_CONNECTIONS_AT_FIRST = 120
 MOST_CONNECTIONS_OF_A_FLAP = 40
 OUR_PIDS = (
-    "SELECT pid FROM pg_stat_activity WHERE application_name = 'dionysus-sync-mcp' AND datname = current_database()"
+    "SELECT pid FROM pg_stat_activity"
+    " WHERE application_name LIKE 'dionysus-sync-mcp %' AND datname = current_database()"
 )
 LOCKS = (
     "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"

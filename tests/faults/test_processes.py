@@ -27,10 +27,10 @@ from tests.services.waiting import until
 
 SOON = 60.0
 FEW = {"max_connections": "14", "superuser_reserved_connections": "0"}
-OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dionysus-sync-mcp'"
+OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'dionysus-sync-mcp %'"
 WAITS_FOR_THE_ROW = (
-    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dionysus-sync-mcp' AND wait_event_type = 'Lock'"
-    " AND datname = current_database() AND query LIKE '%FOR NO KEY UPDATE%'"
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'dionysus-sync-mcp %'"
+    " AND wait_event_type = 'Lock' AND datname = current_database() AND query LIKE '%FOR NO KEY UPDATE%'"
 )
 ADVISORY = "pg_try_advisory_xact_lock(7165101844002)"
 ROLLED_BACK = "older than what it has pushed"

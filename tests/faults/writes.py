@@ -228,6 +228,6 @@ async def end_connections(client: Client) -> int:
     """The server ends every connection of the program to this database; how many there were."""
     ended = await client.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = 'dionysus-sync-mcp' AND datname = current_database()"
+        " WHERE application_name LIKE 'dionysus-sync-mcp %' AND datname = current_database()"
     )
     return len(ended)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.promise("P1"), pytest.mark.promise("P9")]
 SOON = 30.0
 END_ALL = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-    " WHERE application_name = 'dionysus-sync-mcp' AND datname = current_database()"
+    " WHERE application_name LIKE 'dionysus-sync-mcp %' AND datname = current_database()"
 )
 QUEUED_EVENTS = "SELECT count(*) FROM dionysus_sync.sync_events WHERE result = 'queued'"
 

@@ -113,7 +113,7 @@ async def test_connections_that_are_cut_are_made_again(worker: Runtime, client: 
     await until(arrived(empty_neo4j, "before"), what="the row arrives", seconds=SOON)
     ended = await client.fetchval(
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE application_name = 'dionysus-sync-mcp' AND datname = current_database()"
+        " WHERE application_name LIKE 'dionysus-sync-mcp %' AND datname = current_database()"
     )
     assert ended > 0
     await client.execute(INSERT, uid(2), "after")

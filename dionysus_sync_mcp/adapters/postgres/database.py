@@ -1,8 +1,10 @@
 """The connection pool of the local store: opened at first use, healed by itself, its errors in our words."""
 
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     Driven = PoolConnectionProxy[asyncpg.Record]
+
+logger = logging.getLogger(__name__)
 
 Connection = Line
 
@@ -148,6 +152,8 @@ class Database:
     ) -> None:
         self.schema = schema
         self.sql = {name: for_schema(statement, schema) for name, statement in statements.items()}
+        # Its own: the server may give the number of a process that has ended to somebody else's.
+        self._name = f"{APPLICATION_NAME} {token_hex(4)}"
         self._address = address
         self._connect_timeout = connect_timeout
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -250,7 +256,9 @@ class Database:
         pids = sorted(self._left_behind)
         line = Line(raw, PATIENCE)
         try:
-            await line.execute(self.sql["end_left_behind"], pids, APPLICATION_NAME)
+            await line.execute(self.sql["end_left_behind"], pids, self._name)
+        except pg.InsufficientPrivilegeError:
+            logger.info("this role may not end its own lost connections; they end when the server notices")
         except BaseException:
             await self._give_back(pool, line)
             raise
@@ -270,6 +278,7 @@ class Database:
 
     async def _override(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """A setting that older servers do not know, and which would be an error there when connecting."""
+        self._left_behind.discard(connection.get_server_pid())
         await self._check_that_it_is_direct(connection)
         if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
             await connection.execute(self.sql["no_transaction_timeout"])
@@ -296,7 +305,7 @@ class Database:
     def _settings(self) -> dict[str, str]:
         """Of each connection. A row's JSON, and so its hash, depends on the time zone and the forms of output."""
         return {
-            "application_name": APPLICATION_NAME,
+            "application_name": self._name,
             "timezone": "UTC",
             "extra_float_digits": "1",
             "datestyle": "ISO",
