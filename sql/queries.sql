@@ -831,12 +831,12 @@ DELETE FROM dionysus_sync.comparison_due WHERE compare_since = $1
 
 -- note_due --
 -- The stores have to be compared.
-INSERT INTO dionysus_sync.comparison_due DEFAULT VALUES ON CONFLICT (only) DO UPDATE SET compare_since = EXCLUDED.compare_since
+INSERT INTO dionysus_sync.comparison_due DEFAULT VALUES ON CONFLICT (only_row) DO UPDATE SET compare_since = EXCLUDED.compare_since
 
 -- note_gap --
 -- Changes were not captured for a while: a full comparison is due.
 INSERT INTO dionysus_sync.comparison_due (gap_since) VALUES (clock_timestamp())
-ON CONFLICT (only) DO UPDATE SET compare_since = EXCLUDED.compare_since, gap_since = EXCLUDED.gap_since
+ON CONFLICT (only_row) DO UPDATE SET compare_since = EXCLUDED.compare_since, gap_since = EXCLUDED.gap_since
 
 -- any_confirmed --
 SELECT EXISTS (SELECT FROM :memories WHERE synced_version IS NOT NULL)

@@ -36,7 +36,7 @@ class RemoteLineage(NamedTuple):
     last_entry: str = ""
 
 
-def standing(here: Lineage, there: RemoteLineage | None, *, last_push_waits: bool) -> Standing:
+def standing(here: Lineage, there: RemoteLineage | None, *, last_push_waits: bool, repeated: str = "") -> Standing:
     """Where the local store stands beside what the remote remembers of it.
 
     * same: both remember the same push.
@@ -47,6 +47,7 @@ def standing(here: Lineage, there: RemoteLineage | None, *, last_push_waits: boo
 
     Args:
         last_push_waits: Whether the last entry of the push that the remote remembers is still queued here.
+        repeated: What an earlier attempt of the last push had left remotely: a backup may have been made of that.
     """
     if there is None or not there.last.lineage:
         return "unknown_there"
@@ -56,4 +57,5 @@ def standing(here: Lineage, there: RemoteLineage | None, *, last_push_waits: boo
         return "same"
     if there.last.generation == here.generation + 1 and last_push_waits:
         return "resent"
-    return "behind_there" if there.last.generation < here.generation else "behind_here"
+    older = there.last.generation < here.generation or there.last.lineage == repeated
+    return "behind_there" if older else "behind_here"

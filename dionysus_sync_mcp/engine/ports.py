@@ -526,6 +526,13 @@ class Tally(NamedTuple):
     versions: int
 
 
+class RemoteTallies(NamedTuple):
+    """Live memories of the remote store by project: those that one local store wrote last, and all."""
+
+    own: dict[str | None, Tally]
+    all: dict[str | None, Tally]
+
+
 @dataclass(frozen=True, slots=True)
 class QueueLook:
     """The queue when a comparison began.
@@ -657,8 +664,8 @@ class RemoteComparison(Protocol):
 
     async def standing_of(self, memory_ids: Sequence[str]) -> dict[str, There]: ...
 
-    async def tallies(self, without: Sequence[str]) -> dict[str | None, Tally]:
-        """Of live memories by project, without those."""
+    async def tallies(self, without: Sequence[str], store: str) -> RemoteTallies:
+        """Of live memories by project, without those; `store` is the one whose own are counted."""
         ...
 
     async def duplicated(self, limit: int) -> list[str]:

@@ -19,7 +19,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.domain.folding import fold
-from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage, standing
+from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage, Standing, standing
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.domain.pacing import Budget, Pace
 from dionysus_sync_mcp.engine.ports import (
@@ -171,19 +171,22 @@ class Pusher:
     async def _apply_as_next(self, claim: Claim) -> tuple[Settlement, list[RowOutcome]]:
         """Apply a claim as the push that follows the last one that both stores remember."""
         move = Move(_expected(claim.identity), to=str(uuid4()), last_entry=claim.entries[-1].id)
-        compare = False
+        found: Standing = "same"
+        there = ""
         try:
             settlement, outcomes = await self._apply(claim, move)
         except LineageMoved as moved:
-            compare = await self._accept(claim, moved.there)
+            found = await self._accept(claim, moved.there)
             self._prepared = False
             await self._prepare_remote()
-            found = (moved.there.last.lineage if moved.there else "",)
-            settlement, outcomes = await self._apply(claim, move._replace(accepted=found))
-        return replace(settlement, lineage=move.to, compare=compare), outcomes
+            there = moved.there.last.lineage if moved.there else ""
+            settlement, outcomes = await self._apply(claim, move._replace(accepted=(there,)))
+        repeated = there if found == "resent" else ""
+        compare = found in ("behind_there", "unknown_there")
+        return replace(settlement, lineage=move.to, repeated=repeated, compare=compare), outcomes
 
-    async def _accept(self, claim: Claim, there: RemoteLineage | None) -> bool:
-        """Accept that the remote remembers another push; whether the stores have to be compared since it does.
+    async def _accept(self, claim: Claim, there: RemoteLineage | None) -> Standing:
+        """Accept that the remote remembers another push; where the stores stand.
 
         Raises:
             Unavailable: This process was overtaken by another one.
@@ -191,12 +194,13 @@ class Pusher:
         """
         here = claim.identity
         waits = there is not None and await claim.has_entry(there.last_entry)
-        found = standing(Lineage(here.epoch, here.generation, here.lineage), there, last_push_waits=waits)
+        lineage = Lineage(here.epoch, here.generation, here.lineage)
+        found = standing(lineage, there, last_push_waits=waits, repeated=here.repeated)
         if found == "behind_here":
             await self._check_that_nobody_pushed(here)
             what = "this database is older than what it has pushed, or a copy of it has pushed"
             raise StoreRolledBack(what, hint=_ROLLED_BACK)
-        return found in ("behind_there", "unknown_there")
+        return found
 
     async def _check_that_nobody_pushed(self, here: StoreIdentity) -> None:
         """Asks on a connection of its own: that of the claim may be one that the server has given up."""
@@ -217,7 +221,7 @@ class Pusher:
             seconds=self._pace.seconds,
         )
         written = await self._insist_on_deletes(claim, batch, await self._write_or_halve(batch))
-        await self._note_unlinked(batch, written)
+        written = await self._with_unlinked(batch, written)
         parked = [*_broken(claim.entries), *_refused(claim.entries, written)]
         left = {p.seq for p in parked} | _undecided(claim.entries, written)
         acknowledged = [e.seq for e in claim.entries if e.seq not in left]
@@ -291,14 +295,14 @@ class Pusher:
             undecided=written.undecided | insisted.undecided,
         )
 
-    async def _note_unlinked(self, batch: RemoteBatch, written: Written) -> None:
+    async def _with_unlinked(self, batch: RemoteBatch, written: Written) -> Written:
         """A reference of which a memory is not in the remote store is parked: it must not vanish (P1)."""
         decided = [row for row in batch.references if _context_key("reference", row) not in written.undecided]
-        standing = [row for row in decided if not row.get("deleted")]
-        if not standing:
-            return
-        for row in await self._reader.unlinked(standing):
-            written.refused_context.setdefault(_context_key("reference", row), UNLINKED)
+        kept = [row for row in decided if not row.get("deleted")]
+        if not kept:
+            return written
+        unlinked = {_context_key("reference", row): UNLINKED for row in await self._reader.unlinked(kept)}
+        return replace(written, refused_context={**unlinked, **written.refused_context})
 
     async def _write_newest(self, batch: RemoteBatch, error: Refused) -> Written:
         """A state that the remote refuses must not hold back the one that came after it."""

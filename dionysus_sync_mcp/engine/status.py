@@ -182,7 +182,8 @@ class StatusReader:
         here = await self._local.identity()
         if here is None or here.id != before.id:
             return None
-        return standing(Lineage(here.epoch, here.generation, here.lineage), there, last_push_waits=waits)
+        lineage = Lineage(here.epoch, here.generation, here.lineage)
+        return standing(lineage, there, last_push_waits=waits, repeated=here.repeated)
 
     async def _look_again(self, looks: _Looks) -> None:
         """What was missing must still be missing, counted with what the table holds after the remote was read."""

@@ -1,11 +1,18 @@
 -- Which pushes this database has seen. Each push moves both stores on to the next lineage, so that a database restored from
--- an old dump is told from one that is up to date. `compare_since`: since when a full compare is due, null if none is;
--- `gap_since`: the same, where the reason is that changes were not captured for a while.
+-- an old dump is told from one that is up to date. `repeated`: the lineage that the last push had left remotely in an earlier
+-- attempt of which the answer was lost; a backup may have been made of that.
 ALTER TABLE dionysus_sync.store_identity
     ADD COLUMN IF NOT EXISTS generation bigint NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS lineage uuid NOT NULL DEFAULT gen_random_uuid(),
-    ADD COLUMN IF NOT EXISTS compare_since timestamptz,
-    ADD COLUMN IF NOT EXISTS gap_since timestamptz;
+    ADD COLUMN IF NOT EXISTS repeated text NOT NULL DEFAULT '';
+
+-- A row while a full comparison is due; `gap_since` where changes were not captured for a while. Not with the identity, which
+-- a push keeps locked while it writes remotely: who puts the capture back would wait for it, and the users' writes with it.
+CREATE TABLE IF NOT EXISTS dionysus_sync.comparison_due (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    compare_since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    gap_since timestamptz
+);
 
 -- A parked entry of which a later version of the same memory went through: kept, and nothing to worry about any more.
 ALTER TABLE dionysus_sync.sync_queue ADD COLUMN IF NOT EXISTS superseded_at timestamptz;

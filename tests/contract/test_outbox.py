@@ -368,7 +368,7 @@ async def test_what_a_held_row_needs_waits_and_nothing_else_does(bench: Bench, c
 
 @pytest.mark.promise("P1")
 async def test_a_table_that_somebody_has_locked_does_not_hold_back_the_queue(bench: Bench) -> None:
-    """The stamp of a row is left out; what its memory needs more than that waits, and so does what could not be seen."""
+    """The stamp of a row is left out; what a memory needs more than that waits, and so does what could not be seen."""
     for number in range(1, 6):
         await bench.write(number, "a")
     pulled = RemoteMemory(str(uid(4)), 9, "h", None, "theirs", *[None] * 8)
@@ -464,6 +464,19 @@ async def test_a_pulled_row_becomes_what_the_remote_holds(bench: Bench) -> None:
     assert await bench.conflicts() == [("remote", "o" * 100, "t" * 100)]
 
 
+@pytest.mark.promise("P1")
+async def test_a_row_that_was_changed_meanwhile_is_not_pulled_over(bench: Bench) -> None:
+    """However low it counts: the user has written it since the batch was claimed."""
+    await bench.write(1, "ours")
+    held = RemoteMemory(str(uid(1)), 9, "h", None, "theirs", *[None] * 8)
+    async with bench.outbox.claim(10, MUCH) as claim:
+        assert claim is not None
+        await bench.write(1, "the newest")
+        await claim.settle(Settlement([e.seq for e in claim.entries], pulled=[held]))
+    assert await bench.row(1) == Row("the newest", "pending", 2, None)
+    assert told(await claimed(bench)) == [("update", 2, "the newest")]
+
+
 async def test_live_versions_are_of_rows_that_are_there(bench: Bench) -> None:
     """With the first 100 characters."""
     await bench.write(1, "x" * 200)
@@ -499,6 +512,10 @@ async def test_a_claim_that_was_overtaken_settles_nothing(bench: Bench) -> None:
     assert await bench.outbox.identity() == before
     await settled(bench, Settlement([], lineage=LINEAGE))
     assert await bench.outbox.identity() == replace(before, generation=before.generation + 1, lineage=LINEAGE)
+    await settled(bench, Settlement([], lineage=str(uid(7)), repeated="an attempt before"))
+    assert (await bench.outbox.identity()).repeated == "an attempt before"
+    await settled(bench, Settlement([], lineage=LINEAGE))
+    assert (await bench.outbox.identity()).repeated == ""
     (entry,) = await claimed(bench)
     with pytest.raises(Unavailable, match="another process has pushed meanwhile"):
         await _settled_late(bench, Settlement([entry.seq], lineage=str(uid(8))), before)

@@ -32,3 +32,12 @@ def there(epoch: str = "e1", generation: int = 7, lineage: str = "seventh", *pas
 def test_which_store_has_gone_back(remote: RemoteLineage | None, waits: bool, expected: Standing) -> None:
     """Only a push whose entries still wait here may be ahead over there without anybody being asked."""
     assert standing(HERE, remote, last_push_waits=waits) == expected
+
+
+@pytest.mark.promise("P7")
+def test_a_backup_between_two_attempts_of_the_last_push_is_an_older_remote() -> None:
+    """The first attempt's answer was lost, and both count as the same generation."""
+    remote = there(lineage="the first attempt of the seventh")
+    found = standing(HERE, remote, last_push_waits=False, repeated="the first attempt of the seventh")
+    assert found == "behind_there"
+    assert standing(HERE, there(lineage="a copy's"), last_push_waits=False, repeated="another's") == "behind_here"

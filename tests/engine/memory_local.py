@@ -72,6 +72,7 @@ class MemoryLocal:
     last_seq: int = 0
     last_check: LastCheck | None = None
     recoveries: int = 0  # under way
+    gaps: int = 0
 
     # --- what a user does
 
@@ -238,7 +239,8 @@ class MemoryLocal:
             }
         if settlement.lineage:
             here = self.identity_
-            self.identity_ = replace(here, generation=here.generation + 1, lineage=settlement.lineage)
+            new, repeated = settlement.lineage, settlement.repeated
+            self.identity_ = replace(here, generation=here.generation + 1, lineage=new, repeated=repeated)
             self.compare_due = self.compare_due or settlement.compare
 
     def _carried_on(self, stamp: Stamp, last: int) -> bool:
@@ -325,6 +327,11 @@ class MemoryLocal:
         for memory_id in missed:
             self.capture(memory_id, "create")
         return len(missed)
+
+    async def note_gap(self) -> None:
+        """Count it."""
+        self._check()
+        self.gaps += 1
 
     async def definition(self) -> str | None:
         """The shape, where there is a table."""

@@ -89,7 +89,7 @@ class Meanwhile(MemoryRemote):
 
 
 def act(local: MemoryLocal, name: str, what: str, number: int) -> None:
-    """One thing that a user does; to hold a row, or lock the table, is to have changed it in a transaction still open."""
+    """One thing that a user does; who holds a row, or locks the table, has a transaction open that changed it."""
     if what == "hold" and name in local.table:
         local.held.add(name)
     local.locked = what == "lock"

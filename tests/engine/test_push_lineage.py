@@ -76,6 +76,22 @@ async def test_a_push_of_which_the_answer_was_lost_is_made_again() -> None:
 
 
 @pytest.mark.promise("P7")
+async def test_a_backup_between_a_lost_answer_and_the_repetition_is_written_to() -> None:
+    """The remote is older than this database, not the other way round: nobody is asked, and a comparison is due."""
+    local, remote = MemoryLocal(), Losing()
+    local.write("a", "1")
+    remote.losing = True
+    with pytest.raises(OutcomeUnknown):
+        await pusher(local, remote).push_once()
+    backup = copy.deepcopy(remote)
+    await drain(local, remote)
+    local.write("a", "2")
+    assert (await pusher(local, backup).push_once()).pushed == 1
+    assert local.compare_due
+    assert is_whole(local, backup)
+
+
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("wiped", [True, False])
 async def test_a_remote_that_has_forgotten_pushes_is_written_to_and_a_comparison_is_due(wiped: bool) -> None:
     """It was wiped, or restored from an older backup: the local store stays as it is."""

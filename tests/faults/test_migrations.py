@@ -1,19 +1,19 @@
 """What the program finds at its start: no bookkeeping, that of an older or a newer program, or half of its own."""
 
 import json
-import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.statements import load_migrations
-from tests.faults.failpoints import Step
+from tests.faults.crashes import EVERY, killed_at, recorded
 from tests.faults.oracle import Oracle, open_oracle
 from tests.faults.plugin import Scenario
-from tests.faults.program import SOON, Failpoint, Stores, run, worker
+from tests.faults.program import SOON, Stores, run, worker
 from tests.integration.stores import INSERT, graph, plain_client, uid
 from tests.services import postgres
 from tests.services.local_store import opened
@@ -45,13 +45,16 @@ PARK = (
 )
 TABLES = (
     "sync_queue", "sync_events", "conflicts", "recoveries", "projects", "sessions", "memory_references", "deletions",
-    "verifications", "alerts", "store_identity",
+    "verifications", "alerts", "store_identity", "comparison_due",
 )  # fmt: skip
 COLUMNS = (
-    "store_identity.generation", "store_identity.compare_since", "store_identity.gap_since", "sync_queue.superseded_at",
+    "store_identity.generation", "store_identity.repeated", "comparison_due.gap_since", "sync_queue.superseded_at",
     "sync_queue.last_error", "sync_queue.base_version", "sync_queue.retry_count", "sync_queue.next_retry_at",
     "sync_queue.parked_at", "sync_events.memory_ids", "conflicts.closed_at", "alerts.attempts",
 )  # fmt: skip
+SOME_OF_INIT = ["before:0004_reliability", "before:COMMIT(note_migration)", "after:COMMIT(note_migration)"]
+SOME_GONE = ["sync_queue.base_version", "conflicts"]
+QUEUED = "SELECT count(*) FROM dionysus_sync.sync_queue"
 
 
 async def shape(url: str) -> list[str]:
@@ -151,74 +154,66 @@ async def test_42_newer_bookkeeping_is_refused(stores: Stores, oracle: Oracle, s
     await pushed(stores, oracle, scenario, engaged=True)
 
 
-async def killed(stores: Stores, step: Step) -> None:
-    """An installation is killed there."""
-    ended = await run(stores, *INIT, failpoint=Failpoint(str(step)))
-    assert (ended.status, ended.reached) == (-signal.SIGKILL, True), f"{step}: {ended.output}"
-
-
-async def steps_of_init(url: str, stores: Stores) -> list[Step]:
+async def steps_of_init(url: str, stores: Stores) -> list[str]:
     """Every step of `init` there, before which it can be killed, and the last."""
-    on = Stores(url, stores.neo4j_uri, stores.home)
-    ended = await run(on, *INIT, failpoint=Failpoint())
-    assert ended.status == 0, ended.output
-    first = next(i for i, step in enumerate(ended.steps) if step.name == "lock_migrations")
-    return [step for step in ended.steps[first:] if step.when == "before"] + ended.steps[-1:]
+    async with postgres.copy_of(url) as copy:
+        steps = await recorded(replace(stores, database_url=copy), *INIT)
+    first = next(i for i, step in enumerate(steps) if step.name == "lock_migrations")
+    assert any("0004" in step.name for step in steps)
+    return list(map(str, [*(step for step in steps[first:] if step.when == "before"), steps[-1]]))
 
 
-def some_of(steps: list[Step]) -> list[Step]:
-    """Before the first, before and after each commit, and the last: where one transaction ends and the next begins."""
-    return [
-        s for i, s in enumerate(steps) if i in (0, len(steps) - 1) or s.name == "COMMIT" or s.name.startswith("0004")
-    ]
+async def shape_after_init(url: str) -> list[str]:
+    """What an installation there comes to that nobody disturbs."""
+    async with postgres.copy_of(url) as copy:
+        await install(copy)
+        return await shape(copy)
 
 
-@pytest.mark.slow
 @pytest.mark.scenario(42, "kill -9 at each step of an installation")
 @pytest.mark.promise("P1")
-@pytest.mark.parametrize("old", [None, RELEASED], ids=["from nothing", "from the release before"])
-@pytest.mark.parametrize("all_steps", [False, True], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "old", [pytest.param(None, marks=pytest.mark.slow), RELEASED], ids=["from nothing", "from the release before"]
+)
+@EVERY
 async def test_42_killed_while_migrating(
-    plain_template: str, empty_neo4j: str, tmp_path: Path, scenario: Scenario, old: int | None, *, all_steps: bool
+    plain_template: str, empty_neo4j: str, tmp_path: Path, scenario: Scenario, old: int | None, *, every: bool
 ) -> None:
     """The database is as it was or as it is to be, never between; the next run completes it, and nothing is lost."""
     async with postgres.copy_of(plain_template) as url:
         await postgres.execute(url, OWN_TABLE)
-        before = await shape(url)
         if old is not None:
             await install(url, old)
-            before = await shape(url)
         async with plain_client(url) as client:
             await client.execute(INSERT, uid(1), "c")
         stores = Stores(url, empty_neo4j, tmp_path)
-        async with postgres.copy_of(url) as recorded:
-            steps = await steps_of_init(recorded, stores)
-            after = await shape(recorded)
-        assert any("0004" in step.name for step in steps)
-        for step in steps if all_steps else some_of(steps):
+        states = await shape(url), await shape_after_init(url)
+        for step in await steps_of_init(url, stores) if every else SOME_OF_INIT:
             async with postgres.copy_of(url) as copy:
-                await killed(Stores(copy, empty_neo4j, tmp_path), step)
-                assert await shape(copy) in (before, after), step
-                assert (await run(Stores(copy, empty_neo4j, tmp_path), *INIT)).status == 0
-                assert await shape(copy) == after
+                engaged = await killed_at(step, replace(stores, database_url=copy), *INIT)
+                assert await shape(copy) in states, step
+                await install(copy)
+                assert await shape(copy) == states[1], step
                 async with plain_client(copy) as client:
-                    queued = await client.fetchval("SELECT count(*) FROM dionysus_sync.sync_queue")
-                    assert queued == 1, step
+                    assert await client.fetchval(QUEUED) == 1, step
                     await client.execute(INSERT, uid(2), "d")
-                    assert await client.fetchval("SELECT count(*) FROM dionysus_sync.sync_queue") == 2
-            scenario.note(engaged=True)
+                    assert await client.fetchval(QUEUED) == 2, step
+            scenario.note(engaged=engaged)
 
 
 @pytest.mark.scenario(42, "a table or a column of the bookkeeping removed by hand")
 @pytest.mark.promise("P1")
-@pytest.mark.slow
-@pytest.mark.parametrize("share", range(4))
-async def test_42_half_migrated(share: int, stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
+@pytest.mark.parametrize(
+    "gone",
+    [SOME_GONE, *(pytest.param([*COLUMNS, *TABLES][n::4], marks=pytest.mark.slow) for n in range(4))],
+    ids=["some", *map(str, range(4))],
+)
+async def test_42_half_migrated(gone: Sequence[str], stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
     """A worker that runs puts back what is gone, and what was written meanwhile arrives."""
     await oracle.insert(uid(1000), "before")
     whole = await shape(stores.database_url)
     async with worker(stores):
-        for what in [*COLUMNS, *TABLES][share::4]:
+        for what in gone:
             table, _, column = what.partition(".")
             statement = f'ALTER TABLE dionysus_sync.{table} DROP COLUMN "{column}" CASCADE'
             if not column:

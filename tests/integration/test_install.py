@@ -9,6 +9,8 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, NotAdoptable, SchemaMismatch, Unavailable
 from tests.integration.roles import role_of
@@ -315,6 +317,41 @@ async def test_an_address_that_cannot_be_read_is_refused_without_the_password(ur
 
 
 @pytest.mark.promise("P1")
+@pytest.mark.promise("P5")
+async def test_the_capture_is_put_back_while_a_push_is_under_way(migrated_database_url: str) -> None:
+    """It waits for nothing that a push keeps while it writes remotely, and the users' writes do not wait with it."""
+    url = migrated_database_url
+    async with plain_client(url) as user, opened(url) as database, opened(url) as pushing:
+        await user.execute("DROP TRIGGER dionysus_capture_insert ON memories")
+        await user.execute("INSERT INTO memories (content) VALUES ('c')")
+        async with PostgresOutbox(pushing).claim(10, 10_000) as claim:
+            assert claim is not None
+            installer = Installer(database, load_migrations())
+            await installer.install()
+            await user.execute("INSERT INTO memories (content) VALUES ('d')")
+            verifying = PostgresVerifying(database, installer)
+            due = await verifying.due()
+            assert due is not None
+            assert due.gap
+            await verifying.settle_due(due)
+            assert await verifying.due() is None
+        assert len(await operations(user)) == 1
+
+
+@pytest.mark.promise("P5")
+async def test_nothing_is_backfilled_while_it_could_not_be_stamped(migrated_database_url: str) -> None:
+    """It would be pushed again and again, for as long as somebody keeps the table locked."""
+    async with plain_client(migrated_database_url) as user, installer_of(migrated_database_url) as installer:
+        await user.execute("INSERT INTO memories (content) VALUES ('c')")
+        await user.execute("DELETE FROM dionysus_sync.sync_queue")
+        async with user.transaction():
+            await user.execute("LOCK TABLE memories IN SHARE MODE")
+            with pytest.raises(Unavailable):
+                await installer.backfill_once(10)
+        assert await installer.backfill_once(10) == 1
+
+
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize("confirmed", [True, False])
 async def test_new_bookkeeping_beside_rows_that_were_confirmed_calls_for_a_comparison(
     migrated_database_url: str, confirmed: bool
@@ -326,7 +363,7 @@ async def test_new_bookkeeping_beside_rows_that_were_confirmed_calls_for_a_compa
             await user.execute("SET dionysus.origin = 'engine'; UPDATE memories SET synced_version = 1")
         await user.execute("DROP SCHEMA dionysus_sync CASCADE")
         await Installer(database, load_migrations()).install()
-        due = "SELECT gap_since IS NOT NULL AND compare_since IS NOT NULL FROM dionysus_sync.store_identity"
+        due = "SELECT EXISTS (SELECT FROM dionysus_sync.comparison_due WHERE gap_since IS NOT NULL)"
         assert await user.fetchval(due) is confirmed
 
 

@@ -20,7 +20,10 @@ TERMINATE = (
     "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name LIKE 'dionysus%'"
 )
-IDENTITY = "SELECT generation, lineage::text, compare_since IS NOT NULL FROM dionysus_sync.store_identity"
+IDENTITY = (
+    "SELECT generation, lineage::text, EXISTS (SELECT FROM dionysus_sync.comparison_due)"
+    " FROM dionysus_sync.store_identity"
+)
 HAND_EDITS = {
     "a version that is text": "m.sync_version = 'seven'",
     "a version that is no whole number": "m.sync_version = 7.5",

@@ -142,6 +142,11 @@ class Installer:
             found: str | None = await connection.fetchval(self._database.sql["table_definition"])
             return found
 
+    async def note_gap(self) -> None:
+        """See `Installation.note_gap`."""
+        async with self._database.connection() as connection:
+            await connection.execute(self._database.sql["note_gap"])
+
     async def _missing(self, connection: "Connection") -> tuple[list[InstallStep], bool]:
         table = await self._table(connection)
         rights = await self._rights(connection)
@@ -204,4 +209,4 @@ def identity_of(record: "asyncpg.Record | None") -> StoreIdentity:
     if record is None:
         raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
     refuse_newer(record["newest_migration"], LAST_MIGRATION)
-    return StoreIdentity(record["id"], record["epoch"], record["generation"], record["lineage"])
+    return StoreIdentity(record["id"], record["epoch"], record["generation"], record["lineage"], record["repeated"])

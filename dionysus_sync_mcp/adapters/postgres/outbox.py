@@ -154,6 +154,8 @@ class PostgresClaim:
         await self._note_conflicts([c for c in settlement.conflicts if c.memory_id not in held])
         if settlement.event:
             await note_event(self._connection, sql, settlement.event)
+        if settlement.compare:
+            await execute(sql["note_due"])
         failed = {p.seq for p in parked}
         others = [stamp for stamp in settlement.stamps if stamp.version <= stamp.captured]
         await self._stamp(others, [e.memory_id for e in self.entries if e.seq in failed])
@@ -163,7 +165,7 @@ class PostgresClaim:
         if not settlement.lineage:
             return
         old, new = self.identity.lineage, settlement.lineage
-        if not await self._connection.fetchval(self._sql["move_lineage"], old, new, settlement.compare):
+        if not await self._connection.fetchval(self._sql["move_lineage"], old, new, settlement.repeated):
             raise LineageMoved(where=WHERE)
 
     async def _park(self, parked: Sequence[Parking]) -> None:
@@ -253,11 +255,18 @@ class PostgresClaim:
                 async with users_path(self._connection, self._sql):
                     free, found = await self._lock(changed)
                 await self._rebase([s for s in settlement.rebased if s.memory_id in free])
-                await overwrite_rows(self._connection, self._sql, [m for m in settlement.pulled if m.id in free])
+                changeable = free - await self._changed_since(free)
+                await overwrite_rows(self._connection, self._sql, [m for m in settlement.pulled if m.id in changeable])
                 held = found
         except (pg.PostgresError, pg.InterfaceError, Refused) as error:
             return set(), _about_the_table(error).what
         return held, None
+
+    async def _changed_since(self, ids: set[str]) -> set[str]:
+        """Those of these memories of which a later change waits: its turn decides, and nothing of it is overwritten."""
+        last = self._last_seqs()
+        sent = sorted(ids & last.keys())
+        return await self._ids("changed_since", sent, [last[i] for i in sent])
 
     async def _rebase(self, rebased: Sequence[Stamp]) -> None:
         last = self._last_seqs()
