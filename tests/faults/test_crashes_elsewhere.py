@@ -1,19 +1,15 @@
 """The program is killed with -9 while it embeds, pulls what won a conflict, or repairs; the next one finishes it."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from dionysus_sync_mcp.engine.ports import Scope
-from dionysus_sync_mcp.runtime import Runtime
+from tests.faults.contest import CONFLICTS, SHARED, another_store, contest
 from tests.faults.crashes import EVERY, PUSH, distinct, finished, killed_at, recorded
 from tests.faults.oracle import Oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import Stores
-from tests.integration.stores import Client, graph, plain_client, uid
-from tests.services import postgres
+from tests.integration.stores import graph, plain_client, uid
 from tests.services.local_store import running
 
 EMBED = ("sync",)
@@ -28,8 +24,6 @@ WITHOUT_VECTOR = (
 VECTORS = "MATCH (m:Memory) WHERE m.embedding IS NOT NULL RETURN [m.id, m.embedding] ORDER BY m.id"
 GARBLE = "MATCH (m:Memory {id: $id}) SET m.content = 'garbled'"
 FORGET = "MATCH (m:Memory {id: $id}) DETACH DELETE m"
-CONFLICTS = "SELECT winner, local_content, remote_content FROM dionysus_sync.conflicts ORDER BY detected_at"
-SHARED = uid(1)
 
 
 @pytest.mark.scenario(2, "kill -9 at each step of an embedding")
@@ -57,27 +51,6 @@ async def test_02_killed_while_embedding(
         assert [pair for pair in now if pair in made] == made, step
         compared, seconds = await oracle.until_whole()
         scenario.note(engaged=engaged, compared=compared, seconds=seconds)
-
-
-@asynccontextmanager
-async def another_store(template: str, uri: str) -> AsyncIterator[tuple[Runtime, Client]]:
-    """A second local store on the same remote store, which has recovered what that holds."""
-    async with postgres.copy_of(template) as url:
-        await postgres.execute(url, postgres.NEW_IDENTITY)
-        async with running(url, uri) as program, plain_client(url) as client:
-            await program.run_recovery((await program.plan_recovery(Scope())).plan_id)
-            yield program, client
-
-
-async def contest(oracle: Oracle, other: tuple[Runtime, Client], word: str) -> str:
-    """Both stores change the shared memory, the other one later; it pushes first. What has won."""
-    program, client = other
-    theirs = f"theirs: {word}"
-    await oracle.update(SHARED, f"ours: {word}")
-    assert await client.execute("UPDATE memories SET content = $2 WHERE id = $1", SHARED, theirs) == "UPDATE 1"
-    await program.sync(timeout=60, embed=False)
-    oracle.expect(SHARED, theirs)
-    return theirs
 
 
 @pytest.mark.scenario(2, "kill -9 at each step of a push that loses a conflict, so that the winner is pulled")

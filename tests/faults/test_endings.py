@@ -1,5 +1,6 @@
 """The program is told to end while a push is under way: it does so at once, and the next one goes on from there."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -86,6 +87,18 @@ ENDINGS = {
 }
 
 
+# A few of all pairs are in `make test`.
+FEW = {
+    ("server, SIGTERM", "before:write_memories"),
+    ("server, end of stdin", "before:COMMIT(write_memories)"),
+    ("worker, SIGINT", "before:acknowledge"),
+}
+ENDS = [
+    pytest.param(*pair, marks=() if pair in FEW else pytest.mark.slow)
+    for pair in itertools.product(ENDINGS, (*STEPS, *FURTHER_STEPS))
+]
+
+
 @pytest.fixture
 async def observer(stores: Stores) -> AsyncIterator[Client]:
     """Sees which connections the program has left."""
@@ -155,10 +168,7 @@ async def ends_at_once(times: Callable[[], AsyncIterator[float]]) -> None:
 @pytest.mark.scenario(43, "SIGTERM, SIGINT, SIGHUP or the end of stdin while a push is under way")
 @pytest.mark.promise("P10")
 @pytest.mark.promise("P1")
-@pytest.mark.parametrize(
-    "step", [*STEPS[1:2], *(pytest.param(s, marks=pytest.mark.slow) for s in (*STEPS[::2], *FURTHER_STEPS))]
-)
-@pytest.mark.parametrize("kind", ENDINGS)
+@pytest.mark.parametrize(("kind", "step"), ENDS)
 async def test_43_told_to_end_with_work_in_flight(
     kind: str, step: str, stores: Stores, oracle: Oracle, observer: Client, scenario: Scenario
 ) -> None:
