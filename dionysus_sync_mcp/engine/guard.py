@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dionysus_sync_mcp.domain.definition import widened
+from dionysus_sync_mcp.domain.definition import reshaped, widened
 from dionysus_sync_mcp.engine.ports import Installation, RemoteReader, RemoteWriter
 
 BACKFILL_PAGE = 1000
@@ -65,6 +65,9 @@ class Guard:
 
         Only of a table that is captured: one that somebody put in its place must not replace the definition. And
         it only grows: memories in the remote store still have the columns that a table made again lacks.
+
+        Where the columns have changed, rows that nobody has written since are no more what was pushed of them: they
+        are compared and sent again.
         """
         if not await self._installation.capture_installed():
             return False
@@ -73,6 +76,8 @@ class Guard:
             return False
         identity = await self._installation.identity()
         noted = (await self._reader.definitions()).get(identity.id)
+        if noted is not None and reshaped(current, noted):
+            await self._installation.note_gap()
         definition = widened(current, noted)
         if definition == noted:
             return False

@@ -1,5 +1,7 @@
 """Guard on an in-memory local store."""
 
+import json
+
 import pytest
 
 from dionysus_sync_mcp.domain.errors import Unavailable
@@ -70,6 +72,25 @@ async def test_the_definition_is_noted_when_it_changes() -> None:
     local.rows = None
     assert not await keeper.note_definition_once()
     assert remote.noted == {"store": "another shape"}
+
+
+def shape(**types: str) -> str:
+    """A definition of columns."""
+    return json.dumps({"columns": [{"name": name, "type": type_} for name, type_ in types.items()]})
+
+
+@pytest.mark.promise("P1")
+async def test_rows_of_a_table_that_was_altered_are_compared() -> None:
+    """Once for each change, also where the remote store cannot note it at first; not at the first look at a table."""
+    local, remote = MemoryLocal(shape=shape(id="uuid")), MemoryRemote()
+    keeper = Guard(local, remote, remote, may_initialise=False)
+    for number, changed in enumerate(
+        [shape(id="uuid"), shape(id="uuid", mood="text"), shape(id="uuid", mood="jsonb"), shape(id="uuid")]
+    ):
+        local.shape = changed
+        await keeper.note_definition_once()
+        await keeper.note_definition_once()
+        assert local.gaps == number
 
 
 async def test_a_definition_that_could_not_be_noted_is_noted_later() -> None:
