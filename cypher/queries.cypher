@@ -335,14 +335,15 @@ MATCH (m:Memory {id: id})
 RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL, m.origin]) AS page
 
 // tallies //
-// [project, live memories, sum of their versions]. $without: ids that are left out.
+// [project, whether $store wrote them last, live memories, sum of their versions]. $without: ids that are left out.
 MATCH (m:Memory) WHERE m.deleted_at IS NULL
-WITH m.source_project AS project, count(*) AS memories, sum(m.sync_version) AS versions
-WITH collect([project, memories, versions]) AS all
+WITH m.source_project AS project, coalesce(m.origin = $store, false) AS own, count(*) AS memories,
+     sum(m.sync_version) AS versions
+WITH collect([project, own, memories, versions]) AS all
 CALL () {
   UNWIND $without AS id
   MATCH (m:Memory {id: id}) WHERE m.deleted_at IS NULL
-  RETURN collect([m.source_project, -1, -m.sync_version]) AS less
+  RETURN collect([m.source_project, coalesce(m.origin = $store, false), -1, -m.sync_version]) AS less
 }
 RETURN all + less AS tallies
 

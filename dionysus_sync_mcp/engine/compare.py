@@ -11,7 +11,15 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from dionysus_sync_mcp.domain.drift import DriftClass, Facts, Here, There, classify, confirmed
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import LocalComparison, LocalSnapshot, QueueLook, RemoteComparison, Seen, Tally
+from dionysus_sync_mcp.engine.ports import (
+    LocalComparison,
+    LocalSnapshot,
+    QueueLook,
+    RemoteComparison,
+    RemoteTallies,
+    Seen,
+    Tally,
+)
 from dionysus_sync_mcp.engine.tasks import first_error
 
 Progress = Callable[[int, int | None, str], Awaitable[None]]
@@ -97,7 +105,7 @@ class Comparer:
                 found.skipped = f"more than {MOST_WAITING} memories wait to be pushed"
                 return found
             left_out = frozenset() if waiting_too else snapshot.queue.waiting or frozenset()
-            if kind == "quick" and await self._same_sums(snapshot, left_out, found):
+            if kind == "quick" and await self._same_sums(snapshot, store, left_out, found):
                 return found
             one_pass = _Pass(self._local, self._remote, store, left_out, found, on_progress, waiting_too=waiting_too)
             differing = await one_pass.run(snapshot)
@@ -109,22 +117,25 @@ class Comparer:
         await self._note_duplicates(found)
         return found
 
-    async def _same_sums(self, snapshot: LocalSnapshot, left_out: frozenset[str], found: Comparison) -> bool:
-        sums: dict[str, dict[str | None, Tally]] = {}
+    async def _same_sums(
+        self, snapshot: LocalSnapshot, store: str, left_out: frozenset[str], found: Comparison
+    ) -> bool:
+        sums: dict[str | None, Tally] = {}
+        theirs: list[RemoteTallies] = []
 
         async def here() -> None:
-            sums["here"] = await snapshot.tallies()
+            sums.update(await snapshot.tallies())
 
         async def there() -> None:
-            sums["there"] = await self._remote.tallies(sorted(left_out))
+            theirs.append(await self._remote.tallies(sorted(left_out), store))
 
         with first_error():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(here)
                 tasks.start_soon(there)
-        if sums["here"] != sums["there"]:
+        if not _same(sums, theirs[0]):
             return False
-        found.rows = found.memories = sum(tally.memories for tally in sums["here"].values())
+        found.rows = found.memories = sum(tally.memories for tally in sums.values())
         return True
 
     async def _still_differing(self, memory_ids: Sequence[str], store: str, *, waiting_too: bool) -> list[Seen]:
@@ -318,6 +329,15 @@ async def _feed(
     async with send:
         async for page in pages:
             await send.send(page)
+
+
+def _same(here: Mapping[str | None, Tally], there: RemoteTallies) -> bool:
+    """Whether each project here has as much there, and this store has written in no other one.
+
+    A project that is not here is another store's business. In one that both write in, sums tell nothing: a memory that
+    this one has lost and one that the other has written would make up for each other.
+    """
+    return not there.own.keys() - here.keys() and all(there.all.get(name) == tally for name, tally in here.items())
 
 
 def _begun(queue: QueueLook) -> Comparison:

@@ -170,8 +170,8 @@ class SyncEvent:
 class Settlement:
     """What a push writes back to the local store, all of it or nothing.
 
-    A memory that has to change here (a stamp above `captured`, `rebased`, `pulled`) but whose row somebody holds, or the
-    whole table, keeps its newest entry, which waits a little, or until the memory's next change.
+    A memory that has to change here (a stamp above `captured`, `rebased`, `pulled`) but whose row, or the whole table,
+    somebody holds, keeps its newest entry, which waits a little, or until the memory's next change.
 
     Attributes:
         acknowledged: `seq` of entries that are done with, but for those.

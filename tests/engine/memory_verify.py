@@ -8,9 +8,9 @@ from typing import Any
 
 from dionysus_sync_mcp.domain.drift import Here, There
 from dionysus_sync_mcp.domain.memory import MemoryChange, Properties, RemoteMemory, Version
-from dionysus_sync_mcp.engine.ports import Due, QueueEntry, QueueLook, Seen, SyncEvent, Tally
+from dionysus_sync_mcp.engine.ports import Due, QueueEntry, QueueLook, RemoteTallies, Seen, SyncEvent, Tally
 from tests.engine.memory_local import START, MemoryLocal, Row
-from tests.engine.memory_remote import MemoryRemote
+from tests.engine.memory_remote import MemoryRemote, Node
 
 
 @dataclass
@@ -172,11 +172,11 @@ class MemoryComparing:
         """Those that are there."""
         return {i: self._there(i) for i in memory_ids if i in self.remote.nodes}
 
-    async def tallies(self, without: Sequence[str]) -> dict[str | None, Tally]:
-        """One project."""
+    async def tallies(self, without: Sequence[str], store: str) -> RemoteTallies:
+        """By project."""
         self.calls.append("tallies")
-        live = [n.memory for i, n in self.remote.nodes.items() if i not in without and not n.memory.deleted_at]
-        return {"p": Tally(len(live), sum(m.version for m in live))} if live else {}
+        live = [n for i, n in self.remote.nodes.items() if i not in without and not n.memory.deleted_at]
+        return RemoteTallies(_tally([n for n in live if n.origin == store]), _tally(live))
 
     async def duplicated(self, limit: int) -> list[str]:
         """As set."""
@@ -212,6 +212,13 @@ class MemoryComparing:
         node = self.remote.nodes[memory_id]
         memory = node.memory
         return There(memory.version, memory.content_hash, memory.deleted_at is not None, node.origin)
+
+
+def _tally(nodes: Sequence[Node]) -> dict[str | None, Tally]:
+    versions: dict[str | None, list[int]] = {}
+    for node in nodes:
+        versions.setdefault(node.memory.source_project, []).append(node.memory.version)
+    return {project: Tally(len(all_), sum(all_)) for project, all_ in versions.items()}
 
 
 def _here(row: Row) -> Here:

@@ -65,11 +65,11 @@ class Bench:
             node = self.remote.nodes[uid(number)]
             self.remote.nodes[uid(number)] = replace(node, memory=node.memory._replace(version=version))
 
-    def only_there(self, *numbers: int, origin: str = "store") -> None:
+    def only_there(self, *numbers: int, origin: str = "store", project: str = "p") -> None:
         """Memories like the first one, which are in the remote store only."""
         node = self.remote.nodes[uid(1)]
         for number in numbers:
-            memory = node.memory._replace(id=uid(number))
+            memory = node.memory._replace(id=uid(number), source_project=project)
             self.remote.nodes[uid(number)] = replace(node, memory=memory, origin=origin)
 
     def go_back(self) -> None:
@@ -123,6 +123,29 @@ async def test_a_quick_look_passes_over_the_ids_only_where_the_sums_differ(bench
     del bench.remote.nodes[uid(3)]
     assert (await bench.verifier.verify_once("quick")).counts == {"missing_there": 1}
     assert bench.there.calls.count("standing") >= 3
+
+
+async def test_a_quick_look_stays_quick_beside_another_store(bench: Bench) -> None:
+    """Projects that are not here are that one's business, whoever wrote last what is here."""
+    bench.only_there(20, 21, origin="another store", project="theirs")
+    bench.remote.nodes[uid(1)] = replace(bench.remote.nodes[uid(1)], origin="another store")
+    assert (await bench.verifier.verify_once("quick")).result == "clean"
+    assert bench.there.calls == ["tallies"]
+
+
+@pytest.mark.promise("P1")
+async def test_a_quick_look_passes_over_the_ids_where_a_project_is_shared(bench: Bench) -> None:
+    """What this store has lost and what another one has taken over would make up for each other."""
+    bench.remote.nodes[uid(1)] = replace(bench.remote.nodes[uid(1)], origin="another store")
+    bench.only_there(22)
+    assert (await bench.verifier.verify_once("quick")).counts == {"missing_here": 1}
+
+
+@pytest.mark.promise("P1")
+async def test_a_quick_look_sees_that_a_whole_project_is_gone_from_here(bench: Bench) -> None:
+    """Unlike one that only another store has written in."""
+    bench.only_there(23, project="gone from here")
+    assert (await bench.verifier.verify_once("quick")).counts == {"missing_here": 1}
 
 
 @pytest.mark.promise("P1")
@@ -408,11 +431,13 @@ async def test_a_gap_stays_due_while_a_row_is_held_by_somebody(bench: Bench, mon
     with monkeypatch.context() as held:
         held.setattr(bench.here, "send_above", skip_locked)
         await bench.verifier.check_once()
-    assert bench.here.due_ is not None
+    due = bench.here.due_
+    assert due is not None
     await bench.push()
     await bench.verifier.check_once()
     await bench.push()
-    assert not (bench.here.due_ or bench.alerts)
+    assert await bench.here.due() is None
+    assert not bench.alerts
     assert bench.remote.nodes[uid(2)].memory.content == "bypassed"
 
 

@@ -7,7 +7,7 @@ from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.adapters.neo4j.rows import HASH_CHARACTERS, memory_row
 from dionysus_sync_mcp.domain.drift import There
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
-from dionysus_sync_mcp.engine.ports import Seen, Tally
+from dionysus_sync_mcp.engine.ports import RemoteTallies, Seen, Tally
 
 CONSTRAINT = "memory_id_unique"
 
@@ -24,14 +24,11 @@ class Verifying(Part):
         page = await self._connection.read("standing_of", self._limits.read_seconds, memory_ids=list(memory_ids))
         return dict(sorted(_standing(page), key=lambda found: found[1].version))
 
-    async def tallies(self, without: Sequence[str]) -> dict[str | None, Tally]:
+    async def tallies(self, without: Sequence[str], store: str) -> RemoteTallies:
         """See `RemoteComparison.tallies`."""
-        rows = await self._connection.read("tallies", self._limits.read_seconds, without=list(without))
-        found: dict[str | None, Tally] = {}
-        for project, memories, versions in rows:
-            before = found.get(project, Tally(0, 0))
-            found[project] = Tally(before.memories + memories, before.versions + (versions or 0))
-        return {project: tally for project, tally in found.items() if tally.memories}
+        rows = await self._connection.read("tallies", self._limits.read_seconds, without=list(without), store=store)
+        own = [(project, memories, versions) for project, is_own, memories, versions in rows if is_own]
+        return RemoteTallies(_added(own), _added((project, *numbers) for project, _, *numbers in rows))
 
     async def duplicated(self, limit: int) -> list[str]:
         """See `RemoteComparison.duplicated`."""
@@ -66,6 +63,14 @@ class Verifying(Part):
         parameters = {"memory_ids": sorted(memory_ids)}
         (merged,) = await self._connection.write([Call("merge_duplicates", parameters)], self._limits.write_seconds)
         return int(merged or 0)
+
+
+def _added(rows: Iterable[Sequence[Any]]) -> dict[str | None, Tally]:
+    found: dict[str | None, Tally] = {}
+    for project, memories, versions in rows:
+        before = found.get(project, Tally(0, 0))
+        found[project] = Tally(before.memories + memories, before.versions + (versions or 0))
+    return {project: tally for project, tally in found.items() if tally.memories}
 
 
 def _standing(page: Iterable[Sequence[Any]]) -> list[tuple[str, There]]:
