@@ -27,7 +27,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.embedded import services
-from dionysus_sync_mcp.engine.ports import Health, Scope
+from dionysus_sync_mcp.engine.ports import Health, OnProgress, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     CheckReport,
@@ -46,7 +46,6 @@ from dionysus_sync_mcp.engine.reports import (
     VerifyReport,
 )
 from dionysus_sync_mcp.engine.status import PARKED
-from dionysus_sync_mcp.server.tools import OnProgress
 from dionysus_sync_mcp.settings import Settings
 from tests.server.fake import HIT, MEMORY_ID, FakeProgram
 

@@ -1,6 +1,6 @@
 """Compare: what differs between both stores although no change waits, and is still so a little later."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
@@ -14,6 +14,7 @@ from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports import (
     LocalComparison,
     LocalSnapshot,
+    OnProgress,
     QueueLook,
     RemoteComparison,
     RemoteTallies,
@@ -22,7 +23,6 @@ from dionysus_sync_mcp.engine.ports import (
 )
 from dionysus_sync_mcp.engine.tasks import first_error
 
-Progress = Callable[[int, int | None, str], Awaitable[None]]
 Kind = Literal["quick", "full", "deep"]
 Side = TypeVar("Side", Here, There)
 
@@ -91,7 +91,7 @@ class Comparer:
         self._pause = pause
 
     async def compare(
-        self, kind: Kind, store: str, *, waiting_too: bool = False, on_progress: Progress | None = None
+        self, kind: Kind, store: str, *, waiting_too: bool = False, on_progress: OnProgress | None = None
     ) -> Comparison:
         """Compare what no change waits for.
 
@@ -163,7 +163,7 @@ class Comparer:
                     found[i] = facts
         return found
 
-    async def _compare_contents(self, found: Comparison, store: str, on_progress: Progress | None) -> None:
+    async def _compare_contents(self, found: Comparison, store: str, on_progress: OnProgress | None) -> None:
         suspects: list[str] = []
         last, seen = "", 0
         while page := await self._remote.deep_page(last, DEEP_PAGE):
@@ -223,7 +223,7 @@ class _Pass:
         store: str,
         left_out: frozenset[str],
         found: Comparison,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
         *,
         waiting_too: bool,
     ) -> None:

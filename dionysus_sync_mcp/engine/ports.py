@@ -4,7 +4,7 @@ In-memory twins pass the same behavioural suite. Every method may raise `Unavail
 `domain.errors`; nothing of a driver crosses this line.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +16,8 @@ from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, Operation, Rem
 
 Outcome = Literal["created", "updated", "unchanged", "stale", "conflict_won", "conflict_lost", "resurrected"]
 Entity = Literal["memory", "session", "project", "reference"]
+# Told how much is done, of how much where that is known, and in words.
+OnProgress = Callable[[int, int | None, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -651,7 +653,10 @@ class LocalMending(Protocol):
         ...
 
     async def send_all(self, after: str, limit: int) -> tuple[str | None, int]:
-        """Queue a page of the rows above `after` that have nothing queued; the page's last id, and how many were."""
+        """Queue a page of the rows above `after` that have nothing queued; the page's last id, and how many were.
+
+        One that cannot be read as JSON is parked with the reason.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
 """Recover: plan first, then bring back from the remote store what the plan names, and compare every row's hash."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,12 +16,18 @@ from dionysus_sync_mcp.domain.errors import DionysusError, InputError
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
 from dionysus_sync_mcp.domain.text import line
-from dionysus_sync_mcp.engine.ports import Installation, PageResult, RemoteReader, Restorer, Scope, SyncEvent
+from dionysus_sync_mcp.engine.ports import (
+    Installation,
+    OnProgress,
+    PageResult,
+    RemoteReader,
+    Restorer,
+    Scope,
+    SyncEvent,
+)
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
 from dionysus_sync_mcp.engine.tasks import first_error
-
-Progress = Callable[[int, int | None, str], Awaitable[None]]
 
 PUSH_SECONDS = 20.0
 BUSY_SECONDS = 0.05
@@ -104,7 +110,7 @@ class Recoverer:
         self._plans: dict[str, _Planned] = {}
 
     async def plan(
-        self, scope: Scope, now: datetime, *, include_deleted: bool = False, on_progress: Progress | None = None
+        self, scope: Scope, now: datetime, *, include_deleted: bool = False, on_progress: OnProgress | None = None
     ) -> RecoveryPlan:
         """Compare both sides by version and hash; changes nothing here.
 
@@ -133,7 +139,7 @@ class Recoverer:
             table_missing=table_missing,
         )
 
-    async def run(self, plan_id: str, now: datetime, *, on_progress: Progress | None = None) -> RecoveryReport:
+    async def run(self, plan_id: str, now: datetime, *, on_progress: OnProgress | None = None) -> RecoveryReport:
         """Carry out a plan. Running the same scope again restores only what is still missing (P6).
 
         Raises:
@@ -152,7 +158,7 @@ class Recoverer:
         await self._restorer.record_recovery(report.model_dump(mode="json"), _event(report))
         return report
 
-    async def _carry_out(self, planned: _Planned, tally: _Tally, on_progress: Progress | None) -> None:
+    async def _carry_out(self, planned: _Planned, tally: _Tally, on_progress: OnProgress | None) -> None:
         await self._push_what_waits()
         await self._restorer.ensure_schema(await self._definition())
         waiting = planned.ids & await self._waiting()
@@ -207,7 +213,7 @@ class Recoverer:
         return {digest.id: digest async for page in self._restorer.digests(scope) for digest in page}
 
     async def _survey(
-        self, scope: Scope, local: dict[str, Digest], *, include_deleted: bool, on_progress: Progress | None
+        self, scope: Scope, local: dict[str, Digest], *, include_deleted: bool, on_progress: OnProgress | None
     ) -> _Survey:
         survey = _Survey()
         left_here = set(local)
@@ -244,7 +250,7 @@ class Recoverer:
         tally.context_faults = refused
         tally.sessions = len(sessions) - sum(fault.startswith("session ") for fault in refused)
 
-    async def _restore_pages(self, planned: _Planned, tally: _Tally, on_progress: Progress | None) -> None:
+    async def _restore_pages(self, planned: _Planned, tally: _Tally, on_progress: OnProgress | None) -> None:
         """Reading runs a few pages ahead of writing; each page is one transaction, so a stop loses no finished one."""
         send, receive = anyio.create_memory_object_stream[list[RemoteMemory]](PAGES_AHEAD)
         with first_error():
@@ -267,7 +273,7 @@ class Recoverer:
         planned: _Planned,
         receive: MemoryObjectReceiveStream[list[RemoteMemory]],
         tally: _Tally,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
     ) -> None:
         async with receive:
             async for memories in receive:

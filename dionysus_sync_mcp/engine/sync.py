@@ -19,13 +19,12 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.engine.embed import embed_once
-from dionysus_sync_mcp.engine.ports import Embedder, Outbox, Service, VectorStore
+from dionysus_sync_mcp.engine.ports import Embedder, OnProgress, Outbox, Service, VectorStore
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
 from dionysus_sync_mcp.engine.reports import CheckReport, SyncReport, VerifyReport
 from dionysus_sync_mcp.engine.status import REPAIR, Shortcomings
 from dionysus_sync_mcp.engine.tasks import first_error
 
-Progress = Callable[[int, int | None, str], Awaitable[None]]
 Result = Literal["success", "partial", "queued", "failed"]
 
 # Together under 2 s, within which a tool answers with every service hanging.
@@ -73,7 +72,7 @@ class Syncer:
         stores: The two stores, looked at first, so that a call during an outage is answered at once.
         refill: Queues again what the remote store has lost.
         shortcomings: What is missing on one side or parked, read within so many seconds.
-        rebuild: Queues every local memory again; how many there are.
+        rebuild: Queues a page of the local memories again; how many were, `None` after the last page.
         check: Compares both stores in full; changes nothing.
     """
 
@@ -87,7 +86,7 @@ class Syncer:
         *,
         refill: Callable[[], Awaitable[int]],
         shortcomings: Callable[[float], Awaitable[Shortcomings]],
-        rebuild: Callable[[], Awaitable[int]],
+        rebuild: Callable[[], Awaitable[int | None]],
         check: Callable[[], Awaitable[VerifyReport]],
     ) -> None:
         self._stores = stores
@@ -101,7 +100,7 @@ class Syncer:
         self._check = check
 
     async def sync(
-        self, wanted: Wanted = PUSH_AND_EMBED, *, timeout: float | None = None, on_progress: Progress | None = None
+        self, wanted: Wanted = PUSH_AND_EMBED, *, timeout: float | None = None, on_progress: OnProgress | None = None
     ) -> SyncReport:
         """Push everything that is queued, and do what else is wanted; safe to repeat.
 
@@ -123,10 +122,10 @@ class Syncer:
             tally.warnings += tally.found.warnings
         return _report(tally, remaining, without_vector, started)
 
-    async def _work(self, tally: _Tally, wanted: Wanted, on_progress: Progress | None) -> None:
+    async def _work(self, tally: _Tally, wanted: Wanted, on_progress: OnProgress | None) -> None:
         try:
             if wanted.rebuild:
-                tally.rebuilt = await self._rebuild()
+                await self._queue_all(tally, on_progress)
             if wanted.retry_parked:
                 tally.retried = await self._pusher.retry_parked()
             await self._push(tally, on_progress)
@@ -140,6 +139,12 @@ class Syncer:
         except (StoreRolledBack, RemoteDamaged, AccessRefused) as error:
             tally.stopped = error
             tally.warnings.append(str(error))
+
+    async def _queue_all(self, tally: _Tally, on_progress: Progress | None) -> None:
+        while (queued := await self._rebuild()) is not None:
+            tally.rebuilt += queued
+            if on_progress:
+                await on_progress(tally.rebuilt, None, f"{tally.rebuilt} memories queued")
 
     async def _stores_away(self) -> list[str]:
         found: list[str] = []
@@ -155,7 +160,7 @@ class Syncer:
                     tasks.start_soon(look, store)
         return sorted(found)
 
-    async def _push(self, tally: _Tally, on_progress: Progress | None) -> None:
+    async def _push(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         await self._refill()
         while True:
             step = await self._pusher.push_once()
@@ -169,7 +174,7 @@ class Syncer:
             if on_progress:
                 await on_progress(tally.pushed.pushed, None, f"{tally.pushed.pushed} changes pushed")
 
-    async def _compare(self, tally: _Tally, on_progress: Progress | None) -> None:
+    async def _compare(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         if on_progress:
             await on_progress(tally.pushed.pushed + tally.embedded + 1, None, "comparing both stores")
         report = await self._check()
@@ -182,7 +187,7 @@ class Syncer:
         tally.uncompared = False
         tally.warnings += report.warnings
 
-    async def _embed(self, tally: _Tally, on_progress: Progress | None) -> None:
+    async def _embed(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         try:
             # A step whose texts all changed meanwhile has done nothing: the background loop waits and tries again.
             while (step := await embed_once(self._vectors, self._embedder)).embedded or step.refused:

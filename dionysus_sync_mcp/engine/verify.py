@@ -9,7 +9,7 @@ from datetime import datetime
 from dionysus_sync_mcp.domain.drift import ACTIONS, Action, DriftClass, Reason, Side, left, repair_of, words_of
 from dionysus_sync_mcp.domain.lineage import Standing
 from dionysus_sync_mcp.domain.text import line
-from dionysus_sync_mcp.engine.compare import Comparer, Comparison, Kind, Progress
+from dionysus_sync_mcp.engine.compare import Comparer, Comparison, Kind
 from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports import (
     Due,
@@ -17,6 +17,7 @@ from dionysus_sync_mcp.engine.ports import (
     LocalComparison,
     LocalMending,
     NewAlert,
+    OnProgress,
     RemoteReader,
     Seen,
     SyncEvent,
@@ -109,6 +110,7 @@ class Verifier:
         self._alert = alert
         self._seconds = seconds
         self._took = 0.0
+        self._rebuilt_to = ""
 
     async def verify_once(
         self,
@@ -118,7 +120,7 @@ class Verifier:
         limit: int = LIMIT,
         prefer: Side | None = None,
         dry_run: bool = True,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
     ) -> VerifyReport:
         """Compare both stores, and mend what differs; safe to repeat.
 
@@ -145,18 +147,15 @@ class Verifier:
             await self._verify(kind, _Repair("sweep", UNASKED_LIMIT, None, dry_run=False))
         return LOOK_SECONDS
 
-    async def rebuild_once(self, on_progress: Progress | None = None) -> int:
-        """Queue every row that has nothing queued, so that the remote store has all of them; how many were.
+    async def rebuild_step(self) -> int | None:
+        """Queue a page of the rows that have nothing queued, so that the remote store has all; how many were.
 
-        What the remote has already it answers as unchanged.
+        What the remote has already it answers as unchanged. `None` after the last page; the next step then begins
+        anew. A rebuild that was broken off goes on where it stopped.
         """
-        total, (last, queued) = 0, await self._mending.send_all("", REBUILD_PAGE)
-        while last is not None:
-            total += queued
-            if on_progress:
-                await on_progress(total, None, f"{total} memories queued")
-            last, queued = await self._mending.send_all(last, REBUILD_PAGE)
-        return total
+        last, queued = await self._mending.send_all(self._rebuilt_to, REBUILD_PAGE)
+        self._rebuilt_to = last or ""
+        return None if last is None else queued
 
     async def _compare_as_due(self, due: Due) -> float:
         repair = _Repair("gap" if due.gap else "wiped", UNASKED_LIMIT, None, dry_run=False)
@@ -178,7 +177,7 @@ class Verifier:
         return "full" if since_full is None or since_full >= FULL_EVERY * pause else "quick"
 
     async def _verify(
-        self, kind: Kind, repair: _Repair | None, on_progress: Progress | None = None
+        self, kind: Kind, repair: _Repair | None, on_progress: OnProgress | None = None
     ) -> tuple[VerifyReport, Comparison]:
         started = time.monotonic()
         prefer = repair.prefer if repair else None

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID
@@ -26,7 +26,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.domain.text import is_storable
-from dionysus_sync_mcp.engine.ports import Filters, Scope
+from dionysus_sync_mcp.engine.ports import Filters, OnProgress, Scope
 from dionysus_sync_mcp.engine.query import LONGEST_QUESTION, MOST_FILTER_VALUES, MOST_ITEMS, QueryRequest
 from dionysus_sync_mcp.engine.reports import QueryAnswer, RecoveryPlan, RecoveryReport, StatusReport, SyncReport
 from dionysus_sync_mcp.server.results import Recovery, done, planned
@@ -40,8 +40,6 @@ TOUCH_SECONDS = 0.2
 PROGRESS_SECONDS = 0.1
 
 TITLES = {"postgresql": "PostgreSQL", "neo4j": "Neo4j"}
-
-OnProgress = Callable[[int, int | None, str], Awaitable[None]]
 
 
 class Facade(Protocol):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports import OnProgress, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     Example,
@@ -23,7 +23,6 @@ from dionysus_sync_mcp.engine.reports import (
     SyncReport,
 )
 from dionysus_sync_mcp.server.app import App, serve
-from dionysus_sync_mcp.server.tools import OnProgress
 
 PLAN_ID = "3f0e7c52-3d5b-4d7c-9d0e-0a6f3f7f9a11"
 MEMORY_ID = "11111111-1111-4111-8111-111111111111"
