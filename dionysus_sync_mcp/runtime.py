@@ -4,7 +4,7 @@ Nothing is connected before it is needed, and no service has to be there: the ru
 """
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -33,7 +33,7 @@ from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
 from dionysus_sync_mcp.engine.compare import Comparer, Kind
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.mend import Mender
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports import OnProgress, Scope
 from dionysus_sync_mcp.engine.pruning import prune_once
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
@@ -65,7 +65,6 @@ from dionysus_sync_mcp.engine.verify import LIMIT, Verifier
 from dionysus_sync_mcp.engine.worker import Job, Worker
 from dionysus_sync_mcp.settings import EMBEDDED, Settings
 
-OnProgress = Callable[[int, int | None, str], Awaitable[None]]
 OnEmbedded = Callable[[Progress], None]
 
 DISTRIBUTION = "dionysus-sync-mcp"
@@ -195,7 +194,7 @@ class Runtime:
             self.embedder,
             refill=refiller.refill_once,
             shortcomings=self._status.shortcomings,
-            rebuild=self.verifier.rebuild_once,
+            rebuild=self.verifier.rebuild_step,
             check=self._compare,
         )
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
@@ -232,7 +231,7 @@ class Runtime:
         self.alerter = Alerter(self.alerts, Webhook(url, token) if url else None, settings.dionysus_project)
         watch = AlertWatch(self.alerter, self.reading, self._status.standing)
         check = Job("check", self.verifier.check_once)
-        retry = Job("retry", self.pusher.retry_step)
+        retry = Job("retry", self.pusher.retry_due_once)
         jobs = [check, retry, Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
         return [*jobs, Job("alerts", self.alerter.deliver_once)] if url else jobs
 

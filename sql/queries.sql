@@ -276,7 +276,9 @@ WITH RECURSIVE due AS (
                   CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
                        ELSE octet_length(payload::text) END::bigint AS size
            FROM dionysus_sync.sync_queue
-           WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute')
+           WHERE parked_at IS NULL
+             AND (next_retry_at IS NULL
+                  OR next_retry_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute')
            ORDER BY seq LIMIT 1) AS first)
     UNION ALL
     SELECT following.seq, following.memory_id, due.number + 1, due.size + following.size
@@ -285,7 +287,9 @@ WITH RECURSIVE due AS (
                CASE WHEN pg_column_compression(payload) IS NULL THEN pg_column_size(payload)
                     ELSE octet_length(payload::text) END AS size
         FROM dionysus_sync.sync_queue
-        WHERE parked_at IS NULL AND (next_retry_at IS NULL OR next_retry_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute') AND seq > due.seq
+        WHERE parked_at IS NULL AND seq > due.seq
+          AND (next_retry_at IS NULL
+               OR next_retry_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute')
         ORDER BY seq LIMIT 1
     ) AS following
     WHERE due.number < $1 AND due.size < $2
@@ -302,7 +306,8 @@ WITH RECURSIVE due AS (
 )
 SELECT entry.seq || ':' || entry.id AS id, entry.seq, entry.entity, entry.operation, entry.retry_count,
        least(greatest(entry.created_at, '0001-01-02Z'), '9999-12-30Z') AS created_at,
-       entry.memory_id::text AS memory_id, entry.payload ->> 'id' AS image_id, entry.sync_version, entry.base_version, entry.next_retry_at IS NOT NULL AS waited,
+       entry.memory_id::text AS memory_id, entry.payload ->> 'id' AS image_id, entry.sync_version, entry.base_version,
+       entry.next_retry_at IS NOT NULL AS waited,
        to_jsonb(entry.created_at) #>> '{}' AS changed_at,
        dionysus_sync.content_hash(entry.payload) AS content_hash,
        entry.payload ->> 'content' AS content,
@@ -865,6 +870,29 @@ WITH page AS MATERIALIZED (
 ), queued AS (
     INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
     SELECT free.id, 'update', free.image, free.version, free.base FROM free
+)
+SELECT max(page.id::text) AS id, (SELECT count(*) FROM free) AS queued FROM page
+
+-- send_page_one_by_one --
+-- As `send_page`; a row that cannot be made JSON is parked with the reason.
+WITH page AS MATERIALIZED (
+    SELECT dionysus_row.id FROM :memories AS dionysus_row
+    WHERE $1::uuid IS NULL OR dionysus_row.id > $1 ORDER BY dionysus_row.id LIMIT $2
+), free AS MATERIALIZED (
+    SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made,
+           coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base
+    FROM :memories AS dionysus_row JOIN page ON page.id = dionysus_row.id
+    WHERE NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry
+                      WHERE entry.memory_id = dionysus_row.id AND entry.superseded_at IS NULL)
+    FOR SHARE OF dionysus_row SKIP LOCKED
+), queued AS (
+    INSERT INTO dionysus_sync.sync_queue
+        (memory_id, operation, payload, sync_version, base_version, last_error, parked_at)
+    SELECT free.id, 'update',
+           coalesce((free.made).image - dionysus_sync.sync_columns(), jsonb_build_object('id', free.id)),
+           free.version, free.base, (free.made).error,
+           CASE WHEN (free.made).error IS NOT NULL THEN clock_timestamp() END
+    FROM free
 )
 SELECT max(page.id::text) AS id, (SELECT count(*) FROM free) AS queued FROM page
 

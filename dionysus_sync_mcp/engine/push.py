@@ -14,6 +14,7 @@ from dionysus_sync_mcp.domain.errors import (
     LineageMoved,
     OutcomeUnknown,
     Refused,
+    RemoteDamaged,
     StoreRolledBack,
     TimedOut,
     Unavailable,
@@ -140,28 +141,28 @@ class Pusher:
         return self._outbox.claim(self._pace.rows, self._pace.size, self._pace.seconds)
 
     async def _prepare_remote(self) -> None:
-        if not self._prepared:
+        """Only the write after it is given time to be planned: by then the link has just been tried."""
+        is_cold = not self._prepared
+        if is_cold:
             await self._writer.prepare()
             self._prepared = True
+        self._pace = self._pace.when_cold(is_cold)
 
     async def note_outage(self, error: DionysusError) -> None:
-        """Mark the next entries' memories as queued, and audit that the remote store is away.
+        """Mark the next entries' memories as queued, and audit why: the remote store is away, or a person has to act.
 
         What comes back may be another server, so its schema is looked at again.
         """
         self._prepared = False
-        self._pace = self._pace.when_cold()
         async with self._claim() as claim:
             ids = sorted({e.memory_id for e in claim.entries if e.memory_id}) if claim else []
-        await self._outbox.note_outage(ids, SyncEvent("local_to_remote", "queued", len(ids), ids, str(error)))
+        failed = isinstance(error, (StoreRolledBack, RemoteDamaged))
+        event = SyncEvent("local_to_remote", "queued", len(ids), ids, str(error))
+        await self._outbox.note_outage(ids, replace(event, result="failed", record_count=0) if failed else event)
 
-    async def retry_due_once(self) -> int:
-        """Put parked entries whose time has come back into the queue; how many were."""
-        return await self._outbox.retry_parked_once(_RETRIED_BY_ITSELF, due_only=True)
-
-    async def retry_step(self) -> float:
-        """As a loop has it: the seconds until the next look."""
-        await self.retry_due_once()
+    async def retry_due_once(self) -> float:
+        """Put parked entries whose time has come back into the queue; the seconds until the next look."""
+        await self._outbox.retry_parked_once(_RETRIED_BY_ITSELF, due_only=True)
         return RETRY_SECONDS
 
     async def retry_parked(self) -> int:
@@ -218,7 +219,7 @@ class Pusher:
             sessions=_last_rows(context, "session"),
             projects=_last_rows(context, "project"),
             references=_last_rows(context, "reference"),
-            seconds=self._pace.seconds,
+            seconds=self._pace.deadline,
         )
         written = await self._insist_on_deletes(claim, batch, await self._write_or_halve(batch))
         written = await self._with_unlinked(batch, written)

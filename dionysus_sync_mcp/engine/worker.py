@@ -13,6 +13,7 @@ from dionysus_sync_mcp.domain.backoff import next_delay
 from dionysus_sync_mcp.domain.errors import (
     AccessRefused,
     DionysusError,
+    LineageMoved,
     RemoteDamaged,
     SchemaMismatch,
     Starting,
@@ -198,7 +199,7 @@ class Worker:
         self._pushing = True
         try:
             result = await self._pusher.push_once()
-        except (Unavailable, AccessRefused) as error:
+        except (Unavailable, *A_PERSON_ACTS) as error:
             await self._note_outage(error)
             raise
         finally:
@@ -208,9 +209,12 @@ class Worker:
         return self._poll if result.busy or not result.pushed else 0.0
 
     async def _note_outage(self, error: DionysusError) -> None:
-        """Once for each outage; where the local store is the one that is away, there is nobody to tell."""
+        """Once for each outage; where the local store is the one that is away, there is nobody to tell.
+
+        That another process has pushed meanwhile is no outage.
+        """
         shrinking = isinstance(error, TimedOut) and self._push_loop.attempts < SHRINKING_TRIES
-        if self._outage_noted or shrinking:
+        if self._outage_noted or shrinking or isinstance(error, LineageMoved):
             return
         try:
             await self._pusher.note_outage(error)

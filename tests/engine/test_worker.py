@@ -10,9 +10,12 @@ import pytest
 from dionysus_sync_mcp.domain.errors import (
     AccessRefused,
     DionysusError,
+    LineageMoved,
     NotAdoptable,
+    RemoteDamaged,
     SchemaMismatch,
     Starting,
+    StoreRolledBack,
     Unavailable,
 )
 from dionysus_sync_mcp.engine.guard import Guard
@@ -154,6 +157,29 @@ async def test_an_outage_is_audited_once_however_long_it_lasts() -> None:
         await background._push_loop.run_once()
         assert background.report().error is None
     assert [e.result for e in local.events] == ["queued", "success", "queued", "success"]
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize(
+    ("error", "audited"),
+    [
+        (StoreRolledBack("older than what it has pushed"), [("failed", 0)]),
+        (RemoteDamaged("two nodes of one memory"), [("failed", 0)]),
+        (LineageMoved(), []),
+    ],
+)
+async def test_what_a_person_has_to_decide_is_audited_once_and_no_race_of_two_processes(
+    error: DionysusError, audited: list[tuple[str, int]]
+) -> None:
+    """It is no outage of the remote store, nor a push of any rows."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    background = worker(local, remote)
+    local.write("a", "c")
+    remote.failure = error
+    for _ in range(3):
+        await background._push_loop.run_once()
+        assert background.report().error == str(error)
+    assert [(e.result, e.record_count) for e in local.events] == audited
 
 
 @pytest.mark.promise("P9")

@@ -191,6 +191,10 @@ class Ground:
         records, _, _ = await self._watch.execute_query(REMOTE, database_="neo4j")
         return Seen(dict(records[0]["memories"]), frozenset(records[0]["versions"]))
 
+    async def conflicts(self) -> list[str]:
+        """Those on record, in words."""
+        return [str(row) for row in await self._client.fetch("SELECT * FROM dionysus_sync.conflicts")]
+
     async def drain(self, engine: Engine) -> None:
         """Push until nothing waits, with both stores reachable; nothing may be parked.
 

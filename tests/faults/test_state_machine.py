@@ -189,6 +189,7 @@ class Machine(RuleBasedStateMachine):
         self._call(ground.drain, self.engine)
         compared, seconds = self._call(ground.oracle.until_whole)
         assert compared.whole, compared
+        assert self._call(ground.conflicts) == [], "one store alone has none"
         self.the_remote_store_has_all_that_it_had()
         self.place.tally.add(ground, compared, seconds)
 

@@ -59,6 +59,19 @@ async def test_a_claim_reads_a_long_queue_by_its_index_and_no_further(
     assert max(map(rows_of, found)) <= 2000
 
 
+async def test_an_entry_is_looked_for_by_its_place_in_a_long_queue(database: Database, client: Client) -> None:
+    """Each status asks for one."""
+    await client.execute(FILL, LONG, "text")
+    async with PostgresOutbox(database).claim(1, 1) as claim:
+        assert claim is not None
+        (entry,) = claim.entries
+        assert await claim.has_entry(entry.id)
+    async with database.connection() as connection:
+        explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + database.sql["has_entry"]
+        (plan,) = json.loads(await connection.fetchval(explain, entry.id))
+    assert max(map(rows_of, nodes(plan["Plan"]))) <= 1
+
+
 async def test_a_batch_is_bounded_by_the_size_of_its_rows_in_memory(database: Database, client: Client) -> None:
     """Not by what compression makes of them; one entry is always taken."""
     await client.execute(FILL, 40, "x" * 1_000_000)

@@ -165,6 +165,20 @@ async def test_after_a_wiped_remote_a_comparison_is_due(program: Runtime, client
     assert (due, there.last[1:]) == (True, (generation, lineage))
 
 
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("edit", ["s.lineage = ['a', 'list']", "s.lineage = true, s.generation = 0"])
+async def test_a_lineage_of_another_type_is_what_the_server_says_it_is(
+    program: Runtime, client: Client, empty_neo4j: str, edit: str
+) -> None:
+    """Made so by hand: the push goes on, and a comparison is due."""
+    await client.execute(INSERT, uid(1), "first")
+    await push(program)
+    await graph(empty_neo4j, f"MATCH (s:Store) SET {edit}")
+    await client.execute(INSERT, uid(2), "second")
+    assert await push(program) == 1
+    assert (await remembered(client)).comparison_due
+
+
 class Paused:
     """A writer whose process stands still before or after its first write arrives: its claim is ended meanwhile."""
 
