@@ -104,14 +104,16 @@ class Syncer:
     ) -> SyncReport:
         """Push everything that is queued, and do what else is wanted; safe to repeat.
 
+        What is done in the local store only, to queue memories or parked entries again, needs no remote store.
+
         Args:
             timeout: Seconds; what is not done by then goes on in the background. `None`: until all is done.
         """
         started = time.monotonic()
         tally = _Tally(uncompared=wanted.verify)
-        tally.warnings = await self._stores_away()
-        tally.away = bool(tally.warnings)
-        if not tally.away:
+        away = await self._stores_away()
+        tally.warnings, tally.away = sorted(away.values()), bool(away)
+        if "postgresql" not in away:
             with anyio.move_on_after(timeout) as scope:
                 await self._work(tally, wanted, on_progress)
             tally.in_time = not scope.cancelled_caught
@@ -128,6 +130,8 @@ class Syncer:
                 await self._queue_all(tally, on_progress)
             if wanted.retry_parked:
                 tally.retried = await self._pusher.retry_parked()
+            if tally.away:
+                return
             await self._push(tally, on_progress)
             if wanted.embed:
                 await self._embed(tally, on_progress)
@@ -140,25 +144,26 @@ class Syncer:
             tally.stopped = error
             tally.warnings.append(str(error))
 
-    async def _queue_all(self, tally: _Tally, on_progress: Progress | None) -> None:
+    async def _queue_all(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         while (queued := await self._rebuild()) is not None:
             tally.rebuilt += queued
             if on_progress:
                 await on_progress(tally.rebuilt, None, f"{tally.rebuilt} memories queued")
 
-    async def _stores_away(self) -> list[str]:
-        found: list[str] = []
+    async def _stores_away(self) -> dict[str, str]:
+        """By service, what is said of it."""
+        found: dict[str, str] = {}
 
         async def look(service: Service) -> None:
             health = await service.health(LOOK_SECONDS)
             if not health.up:
-                found.append(f"{health.service} is away: {health.error}. {health.hint}".strip())
+                found[health.service] = f"{health.service} is away: {health.error}. {health.hint}".strip()
 
         with first_error():
             async with anyio.create_task_group() as tasks:
                 for store in self._stores:
                     tasks.start_soon(look, store)
-        return sorted(found)
+        return found
 
     async def _push(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         await self._refill()

@@ -33,6 +33,12 @@ def test_the_drawing_shows_every_error() -> None:
     assert drawn == [error.__name__ for error in OURS]
 
 
+@pytest.mark.parametrize("what", ["it broke", "it broke.", "it broke: ", "it broke ...:."])
+def test_what_somebody_else_says_ends_with_one_full_stop(what: str) -> None:
+    """Whatever it ended with there."""
+    assert str(DionysusError(what, hint="Mend it.")) == "it broke. Mend it."
+
+
 @pytest.mark.parametrize("error", OURS, ids=lambda error: error.__name__)
 def test_an_error_says_what_where_and_what_to_do(error: type[DionysusError]) -> None:
     """One line for people, with what is known."""

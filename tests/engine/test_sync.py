@@ -1,5 +1,7 @@
 """Sync on demand, on in-memory stores."""
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
@@ -55,10 +57,16 @@ def syncer(
             raise check
         return check
 
-    async def rebuild() -> int:
-        for memory_id in local.table:
-            local.capture(memory_id, "update")
-        return len(local.table)
+    unsent: list[str] = []
+
+    async def rebuild() -> int | None:
+        if not unsent:
+            unsent.extend(["", *local.table])
+        memory_id = unsent.pop()
+        if not memory_id:
+            return None
+        local.capture(memory_id, "update")
+        return 1
 
     return Syncer(
         services or (UP,),
@@ -100,6 +108,23 @@ async def test_a_store_that_is_away_is_said_at_once() -> None:
     assert (report.result, report.remaining, report.without_vector) == ("queued", 1, None)
     assert report.warnings == ["neo4j is away: connection refused. Start it."]
     assert not remote.nodes
+
+
+async def test_what_is_asked_of_the_local_store_is_done_while_the_remote_is_away() -> None:
+    """Memories and parked entries wait in the queue then; nothing of it is tried while the local store is away."""
+    local, remote = MemoryLocal(), MemoryRemote()
+    local.write("a", "1")
+    await syncer(local, remote).sync()
+    everything = Wanted(rebuild=True, retry_parked=True)
+    none = await syncer(local, remote, Looked(Health("postgresql", error="refused"))).sync(everything)
+    assert (none.rebuilt, none.remaining) == (0, 0)
+    local.write("b", "2")
+    parked = max(local.entries)
+    local.entries[parked] = replace(local.entries[parked], refusals=1)
+    local.parked[parked] = "poison"
+    report = await syncer(local, remote, UP, AWAY).sync(everything)
+    assert (report.result, report.rebuilt, report.retried, report.pushed) == ("queued", 2, 1, 0)
+    assert report.remaining == 3
 
 
 @pytest.mark.promise("P9")
@@ -248,8 +273,14 @@ async def test_a_rebuild_sends_every_memory_again() -> None:
         local.write(str(number), "c")
     await syncer(local, remote).sync()
     before = dict(remote.nodes)
-    report = await syncer(local, remote).sync(Wanted(rebuild=True))
+    told: list[str] = []
+
+    async def note(_done: int, _total: int | None, message: str) -> None:
+        told.append(message)
+
+    report = await syncer(local, remote).sync(Wanted(rebuild=True), on_progress=note)
     assert (report.result, report.rebuilt, report.pushed) == ("success", 3, 3)
+    assert [said for said in told if "queued" in said] == [f"{number} memories queued" for number in (1, 2, 3)]
     assert remote.nodes.keys() == before.keys()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from dionysus_sync_mcp.adapters.postgres.database import Connection
 
-LAST_MIGRATION = load_migrations()[-1][0]
 PUT_BACK = "put_back_columns"
 
 
@@ -208,5 +208,10 @@ def identity_of(record: "asyncpg.Record | None") -> StoreIdentity:
     """
     if record is None:
         raise SchemaMismatch("the store's identity is missing", where="dionysus_sync.store_identity")
-    refuse_newer(record["newest_migration"], LAST_MIGRATION)
+    refuse_newer(record["newest_migration"], _last_migration())
     return StoreIdentity(record["id"], record["epoch"], record["generation"], record["lineage"], record["repeated"])
+
+
+@cache
+def _last_migration() -> str:
+    return load_migrations()[-1][0]
