@@ -9,8 +9,10 @@ LONGEST_SECONDS = 60.0
 # One row cannot be made smaller: 20 MB at 64 kB/s take five minutes.
 LONGEST_SECONDS_OF_ONE_ROW = 600.0
 SMALLEST_SIZE = 10_000
-# Of the deadline. A batch twice as large still takes less than half of it, so the pace does not swing to and fro.
-QUICK = 0.25
+# Of the deadline. In less than half of it a batch twice as large goes through too; in less than a quarter, it does so
+# within half the deadline, and the pace does not swing to and fro.
+QUICK = 0.5
+VERY_QUICK = 0.25
 # Of a push that looks for refused rows. A claim may be idle for 24 deadlines, and a write is told by its own.
 MOST_WRITES = 64
 MOST_DEADLINES = 8
@@ -42,7 +44,8 @@ class Pace:
     Attributes:
         rows: Queue entries, at most.
         size: Bytes of their rows, about.
-        seconds: Deadline of each statement, and of the remote store's transaction.
+        seconds: Deadline of the remote store's transaction, and of a statement that reads or writes many rows.
+        is_cold: Whether the remote store's statements have to be planned by the next write.
         most_rows: As set; `rows` goes back to it.
         most_size: As set; `size` goes back to it.
     """
@@ -52,19 +55,25 @@ class Pace:
     seconds: float
     most_rows: int
     most_size: int
+    is_cold: bool = False
 
     @classmethod
     def first(cls, rows: int, size: int) -> "Pace":
-        """The settings, with time to plan the statements."""
-        return cls(rows, size, FIRST_SECONDS, rows, size)
+        """The settings."""
+        return cls(rows, size, USUAL_SECONDS, rows, size)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds of the next write."""
+        return max(self.seconds, FIRST_SECONDS) if self.is_cold else self.seconds
 
     def budget(self, now: float) -> Budget:
         """Of a push whose batch was refused."""
         return Budget(now + MOST_DEADLINES * self.seconds)
 
-    def when_cold(self) -> "Pace":
-        """The same, with time to plan the statements."""
-        return replace(self, seconds=max(self.seconds, FIRST_SECONDS))
+    def when_cold(self, is_cold: bool = True) -> "Pace":
+        """The same, with time to plan the statements, or without it."""
+        return replace(self, is_cold=is_cold)
 
     def after_time_out(self) -> "Pace":
         """Half of it, in twice the time."""
@@ -73,16 +82,18 @@ class Pace:
             self,
             rows=max(1, self.rows // 2),
             size=min(self.size, max(SMALLEST_SIZE, self.size // 2)),
-            seconds=max(self.seconds, min(longest, self.seconds * 2)),
+            seconds=max(self.seconds, min(longest, self.deadline * 2)),
+            is_cold=False,
         )
 
     def after_success(self, took: float) -> "Pace":
-        """Twice as much in half the time, where it was quick; `took` is in seconds."""
+        """Twice as much where it was quick, and in half the time where it was very quick; `took` is in seconds."""
+        warm = replace(self, is_cold=False)
         if took >= self.seconds * QUICK:
-            return self
+            return warm
         return replace(
-            self,
+            warm,
             rows=min(self.most_rows, self.rows * 2),
             size=min(self.most_size, self.size * 2),
-            seconds=max(USUAL_SECONDS, self.seconds / 2),
+            seconds=max(USUAL_SECONDS, self.seconds / 2) if took < self.seconds * VERY_QUICK else self.seconds,
         )

@@ -13,10 +13,11 @@ from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore, writer
 from dionysus_sync_mcp.adapters.postgres import line
+from dionysus_sync_mcp.adapters.postgres import outbox as outbox_module
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.domain.errors import AccessRefused, TimedOut, Unavailable
-from dionysus_sync_mcp.engine.ports import RemoteBatch
+from dionysus_sync_mcp.engine.ports import RemoteBatch, Settlement
 from tests.contract.remote_bench import LAPTOP, change, version
 from tests.faults.proxy import Proxy, Slowness, open_proxy
 from tests.integration.roles import role_of
@@ -130,6 +131,28 @@ async def test_a_claim_that_hangs_ends_in_time_and_its_lock_with_it(
             async with outbox.claim(10, 10_000, SOON) as claim:
                 if claim is not None:
                     break
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["a remote write", "nothing"])
+async def test_a_lost_server_is_noticed_as_soon_by_a_claim_of_a_slow_pace(
+    database: Database, postgres_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """The time that many rows need is not given to a statement that waits for a sign of life."""
+    monkeypatch.setattr(outbox_module, "PATIENCE", SECONDS)
+    assert await one(database, SOON) == 1
+    with pytest.raises(Unavailable), anyio.fail_after(SOON):
+        await lost_with_a_settlement(PostgresOutbox(database), postgres_proxy, after=after)
+    assert postgres_proxy.engaged["blackhole"]
+
+
+async def lost_with_a_settlement(outbox: PostgresOutbox, proxy: Proxy, *, after: bool) -> None:
+    """A claim that may take ten minutes, whose connection is lost before it or before it is settled."""
+    if not after:
+        await proxy.blackhole()
+    async with outbox.claim(10, 10_000, 600.0) as claim:
+        assert claim is not None
+        await proxy.blackhole()
+        await claim.settle(Settlement(acknowledged=(), lineage=str(uid(1))))
 
 
 async def lost_within(outbox: PostgresOutbox, proxy: Proxy) -> None:

@@ -1,12 +1,50 @@
 """A push is bounded also where the remote store refuses many rows."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
+from dionysus_sync_mcp.domain.errors import Unavailable
+from dionysus_sync_mcp.domain.pacing import FIRST_SECONDS, USUAL_SECONDS
 from dionysus_sync_mcp.engine.ports import QueueEntry, RemoteBatch, RowOutcome
 from tests.engine.memory_local import START, MemoryLocal
+from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_push import ChoosyRemote, pusher
+
+
+class Deadlines(MemoryRemote):
+    """Notes the deadline of each write, and fails as told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+        """Note, and hand on."""
+        self.seconds.append(batch.seconds)
+        return await super().write(batch)
+
+
+@pytest.mark.promise("P9")
+async def test_only_a_write_right_after_a_look_at_the_schema_gets_time_to_be_planned() -> None:
+    """Any other one tells within the usual deadline that the link is lost."""
+    local, remote = MemoryLocal(), Deadlines()
+    engine = pusher(local, remote)
+
+    async def push_another() -> None:
+        local.write(str(len(remote.seconds)), "c")
+        with suppress(Unavailable):
+            await engine.push_once()
+
+    await push_another()
+    await push_another()
+    remote.failure = Unavailable("away")
+    await push_another()
+    await engine.note_outage(Unavailable("away"))
+    await push_another()
+    await push_another()
+    assert remote.seconds == [FIRST_SECONDS, USUAL_SECONDS, USUAL_SECONDS, FIRST_SECONDS, USUAL_SECONDS]
 
 
 class Counting(ChoosyRemote):
@@ -27,7 +65,7 @@ class Counting(ChoosyRemote):
 
 
 @pytest.mark.promise("P9")
-@pytest.mark.parametrize(("seconds", "most"), [(0.0, 70), (4.0, 50)])
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 70), (4.0, 25)])
 async def test_a_push_looks_for_refused_rows_only_so_long_and_the_next_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, seconds: float, most: int
 ) -> None:

@@ -1,8 +1,8 @@
 """A connection in use: each statement has a deadline, and a connection that hung once is not waited for again."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
@@ -42,6 +42,21 @@ class Line:
         self.pid = raw.get_server_pid()
         self.ended: BaseException | None = None
         self._answered_at: float | None = None
+        self._idle_seconds: float | None = None
+
+    @contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """For statements that read or write many rows, once another one has shown that the server is there."""
+        usual, self.seconds = self.seconds, max(self.seconds, seconds)
+        try:
+            yield
+        finally:
+            self.seconds = usual
+
+    def may_be_idle(self, seconds: float) -> str:
+        """How long the transaction of a claim with this deadline may be idle, in ms, for the setting of PostgreSQL."""
+        self._idle_seconds = IDLE_DEADLINES * seconds
+        return str(round(1000 * self._idle_seconds))
 
     async def execute(self, query: str, *arguments: object) -> str:
         """Run one or, without arguments, several statements."""
@@ -116,11 +131,7 @@ class Line:
         """A transaction that the server has ended because it was idle for too long must not come back as long."""
         if not self.closed():
             return
-        if self._answered_at and time.monotonic() - self._answered_at > IDLE_DEADLINES * self.seconds:
+        idle = time.monotonic() - self._answered_at if self._answered_at else 0.0
+        if self._idle_seconds and idle > self._idle_seconds:
             raise TimedOut("the transaction was ended while the remote store was written", where=WHERE, hint=_SMALLER)
         raise Unavailable("the connection was ended", where=WHERE, hint=CHECK)
-
-
-def idle_limit(seconds: float) -> str:
-    """How long the transaction of a claim with this deadline may be idle, in ms, as PostgreSQL's settings have it."""
-    return str(round(1000 * IDLE_DEADLINES * seconds))

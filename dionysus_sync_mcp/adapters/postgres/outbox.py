@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from asyncpg import exceptions as pg
 
-from dionysus_sync_mcp.adapters.postgres.database import LOCK_SECONDS, Database, in_our_words, users_path
+from dionysus_sync_mcp.adapters.postgres.database import LOCK_SECONDS, PATIENCE, Database, in_our_words, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import identity_of
-from dionysus_sync_mcp.adapters.postgres.line import WHERE, idle_limit
+from dionysus_sync_mcp.adapters.postgres.line import WHERE
 from dionysus_sync_mcp.adapters.postgres.restorer import note_event, overwrite_rows
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS, retry_delay
 from dionysus_sync_mcp.domain.context import broken_row
@@ -56,13 +56,14 @@ class PostgresOutbox:
     async def claim(self, rows: int, size: int, seconds: float = 5.0) -> "AsyncIterator[PostgresClaim | None]":
         """See `Outbox.claim`. The advisory lock is the transaction's: it cannot outlive this process."""
         sql = self._database.sql
-        async with self._database.transaction(patience=seconds) as connection:
-            if not await connection.fetchval(sql["try_push_lock"], idle_limit(seconds)):
+        async with self._database.transaction(patience=min(PATIENCE, seconds)) as connection:
+            if not await connection.fetchval(sql["try_push_lock"], connection.may_be_idle(seconds)):
                 yield None
                 return
             store = identity_of(await connection.fetchrow(sql["lock_identity"]))
-            records = await connection.fetch(sql["claim_entries"], rows, size)
-            yield PostgresClaim(connection, sql, store, [_entry(r) for r in records])
+            with connection.patient(seconds):
+                records = await connection.fetch(sql["claim_entries"], rows, size)
+            yield PostgresClaim(connection, sql, store, [_entry(r) for r in records], seconds)
 
     async def identity(self) -> StoreIdentity:
         """See `Outbox.identity`."""
@@ -110,8 +111,10 @@ class PostgresClaim:
         sql: Mapping[str, str],
         identity: StoreIdentity,
         entries: Sequence[QueueEntry],
+        seconds: float,
     ) -> None:
         self._connection = connection
+        self._seconds = seconds
         self._sql = sql
         self.identity = identity
         self.entries = entries
@@ -129,7 +132,8 @@ class PostgresClaim:
     async def _live(self, memory_ids: Sequence[str]) -> "Sequence[asyncpg.Record]":
         with _despite_the_table():
             async with self._at_the_table():
-                return await self._connection.fetch(self._sql["live_versions"], memory_ids)
+                with self._connection.patient(self._seconds):
+                    return await self._connection.fetch(self._sql["live_versions"], memory_ids)
         return ()
 
     async def has_entry(self, entry_id: str) -> bool:
@@ -138,9 +142,14 @@ class PostgresClaim:
 
     async def settle(self, settlement: Settlement) -> None:
         """See `Claim.settle`. The user's table may be gone, or refuse a change: that never stops the queue."""
-        execute, sql = self._connection.execute, self._sql
         await self._move(settlement)
-        await execute(sql["mark_engine"])
+        await self._connection.execute(self._sql["mark_engine"])
+        # By now the connection is known to live, after the time in which only the remote store was talked to.
+        with self._connection.patient(self._seconds):
+            await self._settle(settlement)
+
+    async def _settle(self, settlement: Settlement) -> None:
+        execute, sql = self._connection.execute, self._sql
         counted_on = [stamp for stamp in settlement.stamps if stamp.version > stamp.captured]
         waiting = await self._carry_on(counted_on)
         held, unchanged = await self._change_rows(settlement)
