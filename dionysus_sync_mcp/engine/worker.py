@@ -74,7 +74,22 @@ class Loop:
                 self.attempts = 0
 
     async def run_once(self) -> float:
-        """One step; the seconds to wait after it. The top frame: nothing that goes wrong ends the loop."""
+        """One step; the seconds to wait after it.
+
+        In a task of its own: a cancellation that is meant for the loop comes to the loop, whoever asked for it and how;
+        one that the step lets out ends the step only.
+        """
+        delays: list[float] = []
+
+        async def note_delay() -> None:
+            delays.append(await self._try())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(note_delay)
+        return delays[0]
+
+    async def _try(self) -> float:
+        """The top frame: nothing that goes wrong ends the loop."""
         returns = self.outages.returns
         try:
             delay = await self.step()

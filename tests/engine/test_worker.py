@@ -98,6 +98,24 @@ async def test_a_cancellation_that_nobody_asked_for_does_not_end_a_loop() -> Non
     assert scope.cancelled_caught
 
 
+@pytest.mark.promise("P10")
+async def test_a_loop_ends_when_its_task_is_cancelled_without_a_scope() -> None:
+    """As the standard library does it, when the program is interrupted."""
+    begun = anyio.Event()
+
+    async def step() -> float:
+        begun.set()
+        await anyio.sleep_forever()
+        return 0.0
+
+    task = asyncio.ensure_future(Loop("test", step).run())
+    with anyio.fail_after(5):
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 @pytest.mark.parametrize(
     ("failure", "longest_first"), [(Unavailable("away"), 0.25), (AccessRefused("wrong password"), 8.0)]
 )

@@ -23,7 +23,7 @@ SCHEMA = (
     "session_dates",
 )
 # The schema is looked at, and made, by whoever holds the push lock: a peer that is lost must not keep that for long.
-SCHEMA_SECONDS = 10.0
+SCHEMA_SECONDS = 5.0
 INDEX_SECONDS = 5
 
 
@@ -46,7 +46,7 @@ class Writer(Part):
             )
         if missing:
             with suppress(Refused):
-                await self._connection.read("await_indexes", SCHEMA_SECONDS, at_most=INDEX_SECONDS)
+                await self._connection.read("await_indexes", 2 * INDEX_SECONDS, at_most=INDEX_SECONDS)
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
         """Apply a batch in one transaction and one deadline; the outcomes are sorted by memory id.
