@@ -73,6 +73,11 @@ class Preferred(StrEnum):
     LOCAL = "local"
 
 
+Prefer = Annotated[
+    Preferred | None, typer.Option(help="For a database that was restored from an old backup: the side that counts.")
+]
+
+
 class WorkerEnd(BaseModel):
     """How the worker ended."""
 
@@ -285,10 +290,7 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Say what a repair would do; with --yes, do it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Carry the repair out.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Repair at most so many memories of each class.")] = LIMIT,
-    prefer: Annotated[
-        Preferred | None,
-        typer.Option(help="For a database that was restored from an old backup: the side that counts."),
-    ] = None,
+    prefer: Prefer = None,
     as_json: Json = False,
 ) -> None:
     """Compare both stores, memory by memory, and mend what differs. Exits with 1 if a difference is left.
@@ -296,8 +298,9 @@ def verify(
     Without --repair it only looks, and with --repair alone it says what it would do. A repair removes nothing: what it
     overwrites on either side stays in the remote store's history. Changes that wait to be pushed are no difference.
 
-    After a restore from an old backup pushes stop until somebody says which side counts: --prefer remote takes over
-    the newer memories of the remote store, --prefer local keeps what is here.
+    After a restore from an old backup pushes stop until somebody says which side counts. --prefer remote takes over
+    what the remote store has; memories that were deleted after the backup come back live, since the backup holds them.
+    --prefer local keeps what is here; memories that only the remote store has become tombstones there.
 
     Example: dionysus-sync-mcp verify
 
@@ -307,7 +310,10 @@ def verify(
     """
     if (yes or prefer) and not repair:
         raise typer.BadParameter("--yes and --prefer say how to repair: give --repair too.")
+    _verify(deep=deep, repair=repair, yes=yes, limit=limit, prefer=prefer, as_json=as_json)
 
+
+def _verify(*, deep: bool, repair: bool, yes: bool, limit: int, prefer: Preferred | None, as_json: bool) -> None:
     async def work(runtime: "Runtime") -> "VerifyReport":
         with output.progress() as on_progress:
             return await runtime.verify(

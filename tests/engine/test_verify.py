@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 
 from dionysus_sync_mcp.domain.drift import DriftClass, Side
-from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.errors import Refused, Unavailable
 from dionysus_sync_mcp.domain.memory import MemoryChange
-from dionysus_sync_mcp.engine import compare
+from dionysus_sync_mcp.engine import compare, verify
 from dionysus_sync_mcp.engine.compare import Comparer
 from dionysus_sync_mcp.engine.mend import NO_HASH, Mender
 from dionysus_sync_mcp.engine.ports import Due, NewAlert, Seen
@@ -601,7 +601,25 @@ async def test_a_table_that_is_gone_is_not_compared(bench: Bench) -> None:
 async def test_a_rebuild_queues_every_row_once(bench: Bench) -> None:
     """A row that has something queued is on its way anyway."""
     bench.local.write(uid(1), "on its way")
-    assert await bench.verifier.rebuild_once() == 9
-    assert await bench.verifier.rebuild_once() == 0
+    for queued in (9, None, 0, None):
+        assert await bench.verifier.rebuild_step() == queued
     await bench.push()
     assert (await bench.verifier.verify_once("deep")).result == "clean"
+
+
+async def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was queued before is pushed meanwhile, and not queued again."""
+    monkeypatch.setattr(verify, "REBUILD_PAGE", 6)
+    assert await bench.verifier.rebuild_step() == 6
+    await bench.push()
+
+    async def away(_after: str, _limit: int) -> None:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(bench.here, "send_all", away)
+        with pytest.raises(Unavailable):
+            await bench.verifier.rebuild_step()
+    assert [await bench.verifier.rebuild_step() for _ in range(2)] == [4, None]

@@ -345,13 +345,34 @@ async def test_a_rebuild_sends_every_row_and_changes_nothing(
     """All rows are queued, in pages; the remote answers that it has them."""
     await filled(client, program)
     before = await everything(empty_neo4j)
-    assert await program.verifier.rebuild_once() == ROWS
+    assert await rebuild(program) == ROWS
     assert (await program.pusher.push_once()).outcomes == {"unchanged": ROWS}
     assert await everything(empty_neo4j) == before
     await graph(empty_neo4j, "MATCH (m:Memory) DETACH DELETE m")
-    await program.verifier.rebuild_once()
+    await rebuild(program)
     await push(program)
     assert len(await graph(empty_neo4j, "MATCH (m:Memory) RETURN m.id")) == ROWS
+
+
+async def rebuild(program: Runtime) -> int:
+    """Queue all rows; how many were."""
+    queued = 0
+    while (step := await program.verifier.rebuild_step()) is not None:
+        queued += step
+    return queued
+
+
+@pytest.mark.promise("P1")
+async def test_a_rebuild_goes_on_past_a_row_that_cannot_be_json(program: Runtime, client: Client) -> None:
+    """It is parked with the reason, the others are queued."""
+    await filled(client, program)
+    await client.execute("ALTER TABLE memories ADD COLUMN j json")
+    async with behind_our_back(client):
+        await client.execute("UPDATE memories SET j = $2::text::json WHERE id = $1", VICTIM, '"\\u0000"')
+    assert await rebuild(program) == ROWS
+    parked = await client.fetch("SELECT memory_id FROM dionysus_sync.sync_queue WHERE parked_at IS NOT NULL")
+    assert [r["memory_id"] for r in parked] == [VICTIM]
+    assert len(await queue(client)) == ROWS
 
 
 async def test_what_waits_or_is_parked_is_left_out(program: Runtime, client: Client) -> None:

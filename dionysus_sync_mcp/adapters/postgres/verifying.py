@@ -177,8 +177,14 @@ class PostgresVerifying:
 
     async def send_all(self, after: str, limit: int) -> tuple[str | None, int]:
         """See `LocalMending.send_all`. Rows that somebody holds are about to be captured anyway."""
+        try:
+            return await self._send_page("send_page", after, limit)
+        except Refused:
+            return await self._send_page("send_page_one_by_one", after, limit)
+
+    async def _send_page(self, name: str, after: str, limit: int) -> tuple[str | None, int]:
         async with self._database.connection() as connection:
-            page = await connection.fetchrow(self._database.sql["send_page"], after or None, limit)
+            page = await connection.fetchrow(self._database.sql[name], after or None, limit)
         return (page["id"], page["queued"]) if page else (None, 0)
 
     async def _lock(self, connection: "Connection", seen: Sequence[Seen], *, waiting_too: bool = False) -> list[str]:
