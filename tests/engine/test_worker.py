@@ -256,12 +256,11 @@ class Broken:
 async def test_a_look_that_fails_in_a_way_that_has_no_name_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """It is made again, and what is written meanwhile is pushed."""
     local, remote, service = MemoryLocal(), MemoryRemote(), Broken()
-    job = Step(Unavailable("away"))
+    job = Step(*[Unavailable("away")] * 1000)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(worker(local, remote, Job("verify", job), services=[service]).run)
         await eventually(lambda: service.looks == 1)
         local.write("a", "1")
-        job.failures = [Unavailable("away again")] * 1000
         await eventually(lambda: service.looks >= 2 and "a" in remote.nodes)
         tasks.cancel_scope.cancel()
     assert "watch 0 failed in a way that has no name" in caplog.messages
