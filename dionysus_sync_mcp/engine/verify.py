@@ -75,7 +75,7 @@ class _Repair:
 
     def decided(self, found: Comparison) -> bool:
         """Whether the preferred side has its way in everything in which it can."""
-        return bool(self.prefer) and not self.waiting(found).keys() & DECIDED[self.prefer or "remote"]
+        return self.prefer is not None and not self.waiting(found).keys() & DECIDED[self.prefer]
 
 
 class Verifier:
@@ -326,7 +326,7 @@ def _warnings(found: Comparison, counts: dict[DriftClass, int], repair: _Repair 
 
 def _warnings_of(repair: _Repair, found: Comparison) -> list[str]:
     warnings = []
-    lost = len(found.drift.get("missing_here", ()))
+    lost = len(found.drift.get("missing_here", ())) + found.unlooked.get("missing_here", 0)
     if lost and repair.prefer == "local" and repair.dry_run:
         warnings.append(
             f"With --prefer local the {lost} memories that only the remote store has become tombstones there, as "

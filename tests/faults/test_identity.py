@@ -259,11 +259,11 @@ def without_probe(rows: dict[str, str]) -> dict[str, str]:
 
 
 async def bring_what_the_dump_lacks(program: Runtime, prefer: Side) -> None:
-    """With the local side preferred, a memory that only the remote store has stays there until it is asked for."""
-    found = await program.verify()
-    assert found.counts == ({"missing_here": 1} if prefer == "local" else {})
-    if found.counts:
-        plan = await program.plan_recovery(Scope())
+    """With the local side preferred, a memory that only the remote store had is a tombstone, until it is asked for."""
+    assert (await program.verify()).counts == {}
+    if prefer == "local":
+        plan = await program.plan_recovery(Scope(memory_ids=(str(uid(20)),)), include_deleted=True)
+        assert plan.will_restore == 1
         await program.run_recovery(plan.plan_id)
 
 
