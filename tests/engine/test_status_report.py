@@ -201,6 +201,14 @@ async def test_a_database_that_is_one_push_behind_is_recognised_by_its_queue() -
         assert await reader(local, Remembering(there)).standing() == standing
 
 
+async def test_a_push_that_is_repeated_between_the_looks_is_no_step_back() -> None:
+    """The remote was seen after the attempt of which the answer was lost, this database after the repetition."""
+    here = StoreIdentity("store", "epoch", 6, "repetition", repeated="first attempt")
+    there = RemoteLineage(Lineage("epoch", 6, "first attempt"), last_entry="of another database")
+    local = Local(replace(LOCAL, memories=0, identity=here))
+    assert await reader(local, Remembering(there)).standing() == "behind_there"
+
+
 async def test_pushes_under_way_are_no_step_back() -> None:
     """However many go through between the looks at the two sides: what is here is read after what is there."""
 
