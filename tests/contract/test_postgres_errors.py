@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from asyncpg import exceptions as pg
 
-from dionysus_sync_mcp.adapters.postgres.database import in_our_words, our_errors
+from dionysus_sync_mcp.adapters.postgres.database import POOLED, in_our_words, our_errors
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, Refused, SchemaMismatch, TooLarge, Unavailable
 
 ROOTS = (pg.PostgresError, pg.InterfaceError, pg.InternalClientError)
@@ -27,7 +27,22 @@ def test_no_error_of_the_driver_is_left_unmapped(error: type[Exception]) -> None
     """Each becomes one of ours, with the driver's words."""
     ours = in_our_words(error("what the server said.\nDETAIL: more"))
     assert isinstance(ours, DionysusError)
-    assert (ours.what, ours.where) == ("what the server said", "PostgreSQL")
+    assert ours.what in ("what the server said", f"{POOLED} (what the server said)")
+    assert ours.where == "PostgreSQL"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pg.InterfaceError("connection is closed"),
+        pg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+    ],
+)
+def test_the_drivers_own_words_for_a_connection_that_ends_are_not_handed_on(error: Exception) -> None:
+    """Nobody can do anything with its states."""
+    ours = in_our_words(error)
+    assert isinstance(ours, Unavailable)
+    assert ours.what == "the connection was closed"
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,8 @@ def in_our_words(error: Exception) -> DionysusError | None:
     if isinstance(error, pg.ProgramLimitExceededError):
         return TooLarge(_text(error), where=WHERE)
     if isinstance(error, (pg.InterfaceError, pg.InternalClientError)) and not isinstance(error, ValueError):
-        closed = "connection is closed" in str(error)
+        # The driver has lost its footing: the server has said that it ends the connection, and has not ended it yet.
+        closed = any(words in str(error) for words in ("connection is closed", "cannot switch to state"))
         return Unavailable("the connection was closed" if closed else _text(error), where=WHERE, hint=CHECK)
     if isinstance(error, (pg.PostgresError, pg.InterfaceError)):
         return Refused(_text(error), where=WHERE)

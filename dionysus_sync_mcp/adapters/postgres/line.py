@@ -134,4 +134,4 @@ class Line:
         idle = time.monotonic() - self._answered_at if self._answered_at else 0.0
         if self._idle_seconds and idle > self._idle_seconds:
             raise TimedOut("the transaction was ended while the remote store was written", where=WHERE, hint=_SMALLER)
-        raise Unavailable("the connection was ended", where=WHERE, hint=CHECK)
+        raise Unavailable("the connection was closed", where=WHERE, hint=CHECK)
