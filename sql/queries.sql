@@ -565,6 +565,7 @@ SELECT id FROM pg_temp.dionysus_restore WHERE deleted_at IS NOT NULL
 -- $1 projects, $2 sessions, $3 ids (empty: all), $4 the first id of the page, $5 how many.
 -- The version is read from the row's JSON, since a table that was made again meanwhile has no such column yet.
 SELECT image ->> 'id' AS id, coalesce((image ->> 'sync_version')::integer, 1) AS version,
+       coalesce((image ->> 'synced_version')::integer, 0) AS base,
        dionysus_sync.content_hash(image - dionysus_sync.sync_columns()) AS content_hash
 FROM (
     SELECT to_jsonb(dionysus_row.*) AS image
@@ -580,6 +581,7 @@ FROM (
 -- local_digests_one_by_one --
 -- Parameters as of `local_digests`; a row that cannot be made JSON has an empty hash.
 SELECT id::text AS id, coalesce(((made).image ->> 'sync_version')::integer, 1) AS version,
+       coalesce(((made).image ->> 'synced_version')::integer, 0) AS base,
        coalesce(dionysus_sync.content_hash((made).image - dionysus_sync.sync_columns()), '') AS content_hash
 FROM (
     SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made
@@ -806,6 +808,13 @@ FROM (
     FROM :memories AS dionysus_row WHERE dionysus_row.id = ANY ($1::uuid[])
 ) AS state
 ORDER BY state.memory_id, state.seq NULLS LAST
+
+-- lower_rows --
+-- $1 ids of locked rows, $2 the remote's versions: a row that was changed more often here comes down to the remote's number,
+-- since a row is overwritten only by what is not older.
+UPDATE :memories SET sync_version = held.version
+FROM unnest($1::uuid[], $2::integer[]) AS held (id, version)
+WHERE memories.id = held.id AND memories.sync_version > held.version
 
 -- drop_waiting --
 -- $1 ids, $2 operations, $3 hashes of states that were kept elsewhere: only these stop waiting.

@@ -76,10 +76,15 @@ _UNASKED: dict[Reason, frozenset[DriftClass]] = {
 
 
 class Here(NamedTuple):
-    """A row of this store. Its hash is empty where it cannot be made JSON."""
+    """A row of this store. Its hash is empty where it cannot be made JSON.
+
+    Attributes:
+        base: The version that the remote last confirmed to this store; 0 if it never did.
+    """
 
     version: int
     content_hash: str
+    base: int = 0
 
 
 class There(NamedTuple):
@@ -99,11 +104,13 @@ class Facts(NamedTuple):
     deletion: int | None = None
 
 
-def classify(facts: Facts, store: str) -> DriftClass | None:
+def classify(facts: Facts, store: str, *, rolled_back: bool = False) -> DriftClass | None:
     """In which way the two sides differ; `None` where they agree, or nothing can be said.
 
     Args:
         store: This store: what another one wrote last, and is not here, is not its business.
+        rolled_back: Whether this database went back in time. Then its numbers count from an older state: a memory that
+            was changed on both sides since is older here, however often it was changed here.
     """
     here, there = facts.here, facts.there
     if here is None:
@@ -115,8 +122,14 @@ def classify(facts: Facts, store: str) -> DriftClass | None:
     if there.deleted:
         return "deleted_there"
     if here.version != there.version:
-        return "older_there" if here.version > there.version else "older_here"
+        newer_here = here.version > there.version and not (rolled_back and changed_on_both(here, there))
+        return "older_there" if newer_here else "older_here"
     return None if here.content_hash == there.content_hash else "different"
+
+
+def changed_on_both(here: Here, there: There) -> bool:
+    """Whether the remote has gone on from the version that this store's row was changed from."""
+    return here.version > here.base and there.version > here.base
 
 
 def _not_here(there: There | None, deletion: int | None, store: str) -> DriftClass | None:

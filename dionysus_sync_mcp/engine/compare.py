@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from dionysus_sync_mcp.domain.drift import DriftClass, Facts, Here, There, classify, confirmed
+from dionysus_sync_mcp.domain.drift import DriftClass, Facts, Here, There, changed_on_both, classify, confirmed
 from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports import (
     LocalComparison,
@@ -43,7 +43,7 @@ class Comparison:
 
     Attributes:
         skipped: Why nothing was compared, one clause; `None` where it was.
-        behind: Whether this database went back in time; the comparison itself cannot tell.
+        behind: Whether this database went back in time, as the caller has said.
         unlooked: Differences of each class beyond those that are held, which were not looked at again.
     """
 
@@ -74,6 +74,25 @@ class Comparison:
             self.drift = {**self.drift, name: kept} if kept else {k: v for k, v in self.drift.items() if k != name}
 
 
+class _Rules(NamedTuple):
+    """By which memories are judged; see `Comparer.compare` and `classify`."""
+
+    store: str
+    waiting_too: bool
+    rolled_back: bool
+
+    def judge(self, facts: Facts) -> DriftClass | None:
+        """In which way the two sides differ."""
+        return classify(facts, self.store, rolled_back=self.rolled_back)
+
+    def waits_in_vain(self, facts: Facts) -> bool:
+        """Whether the remote has more than the change that waits would bring; a delete that waits was meant."""
+        here, there = facts.here, facts.there
+        if not self.waiting_too or here is None or there is None:
+            return False
+        return here.version <= there.version or (self.rolled_back and changed_on_both(here, there))
+
+
 class Comparer:
     """Compares both stores.
 
@@ -91,26 +110,34 @@ class Comparer:
         self._pause = pause
 
     async def compare(
-        self, kind: Kind, store: str, *, waiting_too: bool = False, on_progress: OnProgress | None = None
+        self,
+        kind: Kind,
+        store: str,
+        *,
+        waiting_too: bool = False,
+        behind: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Comparison:
         """Compare what no change waits for.
 
         Args:
             store: The id of this local store.
-            waiting_too: Also look at memories of which a change waits, for a database whose pushes are refused.
+            waiting_too: Also look at memories of which a change waits in vain, for a database whose pushes are refused.
+            behind: Whether this database went back in time.
         """
+        rules = _Rules(store, waiting_too, rolled_back=waiting_too and behind)
         async with self._local.snapshot(MOST_WAITING) as snapshot:
-            found = _begun(snapshot.queue)
+            found = _begun(snapshot.queue, behind)
             if snapshot.queue.waiting is None and not waiting_too:
                 found.skipped = f"more than {MOST_WAITING} memories wait to be pushed"
                 return found
             left_out = frozenset() if waiting_too else snapshot.queue.waiting or frozenset()
             if kind == "quick" and await self._same_sums(snapshot, store, left_out, found):
                 return found
-            one_pass = _Pass(self._local, self._remote, store, left_out, found, on_progress, waiting_too=waiting_too)
+            one_pass = _Pass(self._local, self._remote, rules, left_out, found, on_progress)
             differing = await one_pass.run(snapshot)
-        for seen in await self._still_differing(differing, store, waiting_too=waiting_too):
-            if drift := classify(seen.facts, store):
+        for seen in await self._still_differing(differing, rules):
+            if drift := rules.judge(seen.facts):
                 found.note(drift, seen)
         if kind == "deep":
             await self._compare_contents(found, store, on_progress)
@@ -138,28 +165,28 @@ class Comparer:
         found.rows = found.memories = sum(tally.memories for tally in sums.values())
         return True
 
-    async def _still_differing(self, memory_ids: Sequence[str], store: str, *, waiting_too: bool) -> list[Seen]:
+    async def _still_differing(self, memory_ids: Sequence[str], rules: _Rules) -> list[Seen]:
         """Those that two more looks, some time apart, see in the same state.
 
         Each look reads the remote first. What is here without a waiting change at the first look has been pushed by
         then, so the second look at the remote must see it; what is there at the second look was here before.
         """
-        first = await self._look(memory_ids, waiting_too=waiting_too)
-        left = [memory_id for memory_id, facts in first.items() if classify(facts, store)]
+        first = await self._look(memory_ids, rules)
+        left = [i for i, facts in first.items() if rules.judge(facts)]
         if not left:
             return []
         await anyio.sleep(self._pause)
-        second = await self._look(left, waiting_too=waiting_too)
+        second = await self._look(left, rules)
         return [Seen(i, facts) for i, facts in second.items() if confirmed(first[i], facts)]
 
-    async def _look(self, memory_ids: Sequence[str], *, waiting_too: bool) -> dict[str, Facts]:
+    async def _look(self, memory_ids: Sequence[str], rules: _Rules) -> dict[str, Facts]:
         found: dict[str, Facts] = {}
         for ids in _pages(memory_ids, LOOK_PAGE):
             there = await self._remote.standing_of(ids)
             here, deletions, waiting = await self._local.look(ids)
             for i in ids:
                 facts = Facts(here.get(i), there.get(i), deletions.get(i))
-                if i not in waiting or (waiting_too and _waits_in_vain(facts)):
+                if i not in waiting or rules.waits_in_vain(facts):
                     found[i] = facts
         return found
 
@@ -220,20 +247,17 @@ class _Pass:
         self,
         local: LocalComparison,
         remote: RemoteComparison,
-        store: str,
+        rules: _Rules,
         left_out: frozenset[str],
         found: Comparison,
         on_progress: OnProgress | None,
-        *,
-        waiting_too: bool,
     ) -> None:
         self._local = local
         self._remote = remote
-        self._store = store
+        self._rules = rules
         self._left_out = left_out
         self._found = found
         self._on_progress = on_progress
-        self._waiting_too = waiting_too
         self._differing: dict[DriftClass, list[str]] = {}
 
     async def run(self, snapshot: LocalSnapshot) -> list[str]:
@@ -271,7 +295,7 @@ class _Pass:
                 continue
             facts = Facts(here.get(memory_id), there.get(memory_id))
             self._count(facts)
-            if classify(facts, self._store) and _is_id(memory_id):
+            if self._rules.judge(facts) and _is_id(memory_id):
                 differing[memory_id] = facts
         for ids in _pages(list(differing), LOOK_PAGE):
             await self._note_page({i: differing[i] for i in ids})
@@ -280,14 +304,14 @@ class _Pass:
         """What waits would fill the room of what does not; a delete on record makes another class."""
         deletions, waiting = await self._local.marks(list(differing))
         for memory_id, facts in differing.items():
-            drift = classify(facts._replace(deletion=deletions.get(memory_id)), self._store)
-            if drift and (memory_id not in waiting or (self._waiting_too and _waits_in_vain(facts))):
+            drift = self._rules.judge(facts._replace(deletion=deletions.get(memory_id)))
+            if drift and (memory_id not in waiting or self._rules.waits_in_vain(facts)):
                 self._note(drift, memory_id)
 
     def _count(self, facts: Facts) -> None:
         self._found.rows += facts.here is not None
         live = facts.there is not None and not facts.there.deleted
-        self._found.memories += live and _concerns(facts, self._store)
+        self._found.memories += live and _concerns(facts, self._rules.store)
 
     def _note(self, drift: DriftClass, memory_id: str) -> None:
         ids = self._differing.setdefault(drift, [])
@@ -340,15 +364,9 @@ def _same(here: Mapping[str | None, Tally], there: RemoteTallies) -> bool:
     return not there.own.keys() - here.keys() and all(there.all.get(name) == tally for name, tally in here.items())
 
 
-def _begun(queue: QueueLook) -> Comparison:
+def _begun(queue: QueueLook, behind: bool) -> Comparison:
     left_out = len(queue.waiting) if queue.waiting is not None else MOST_WAITING
-    return Comparison(left_out=left_out, parked=len(queue.parked), oldest_waiting_at=queue.oldest_at)
-
-
-def _waits_in_vain(facts: Facts) -> bool:
-    """Whether the remote has more than the change that waits would bring; a delete that waits was meant."""
-    here, there = facts.here, facts.there
-    return here is not None and there is not None and here.version <= there.version
+    return Comparison(left_out=left_out, parked=len(queue.parked), oldest_waiting_at=queue.oldest_at, behind=behind)
 
 
 def _concerns(facts: Facts, store: str) -> bool:

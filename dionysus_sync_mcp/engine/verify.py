@@ -186,8 +186,10 @@ class Verifier:
             found = Comparison(skipped=obstacle)
         else:
             store = (await self._installation.identity()).id
-            found = await self._comparer.compare(kind, store, waiting_too=bool(prefer), on_progress=on_progress)
-            found.behind = await self._standing() == "behind_here"
+            behind = await self._standing() == "behind_here"
+            found = await self._comparer.compare(
+                kind, store, waiting_too=bool(prefer), behind=behind, on_progress=on_progress
+            )
         self._took = time.monotonic() - started
         counts: dict[DriftClass, int] = {drift: len(seen) for drift, seen in found.drift.items()}
         examples = await self._examples(found)

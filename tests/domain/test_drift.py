@@ -57,6 +57,21 @@ def test_a_memory_is_classified_by_both_sides(facts: Facts, expected: DriftClass
     assert classify(facts, STORE) == expected
 
 
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        (Here(9, "b", base=1), "older_here"),
+        (Here(9, "b"), "older_here"),
+        (Here(9, "b", base=2), "older_there"),
+        (Here(2, "b", base=1), "different"),
+        (Here(1, "b", base=1), "older_here"),
+    ],
+)
+def test_of_a_database_that_went_back_the_number_of_changes_decides_nothing(here: Here, expected: DriftClass) -> None:
+    """What the remote has gone on with since is newer there; what only this side has changed is not."""
+    assert classify(Facts(here, there()), STORE, rolled_back=True) == expected
+
+
 def test_a_difference_counts_only_if_two_looks_saw_the_same() -> None:
     """A change on its way moves one side between the looks."""
     seen = Facts(Here(2, "a"), there(1))

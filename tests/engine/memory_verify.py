@@ -222,7 +222,7 @@ def _tally(nodes: Sequence[Node]) -> dict[str | None, Tally]:
 
 
 def _here(row: Row) -> Here:
-    return Here(row.version, row.content_hash)
+    return Here(row.version, row.content_hash, row.confirmed or 0)
 
 
 def _state(row: Row) -> Version:

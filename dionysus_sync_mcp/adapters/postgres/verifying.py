@@ -159,6 +159,9 @@ class PostgresVerifying:
         async with self._database.transaction() as connection:
             free = set(await self._lock(connection, seen, waiting_too=True)) & {change.memory_id for change in kept}
             taken = [memory for memory in memories if memory.id in free]
+            await connection.execute(sql["mark_engine"])
+            async with users_path(connection, sql):
+                await connection.execute(sql["lower_rows"], [m.id for m in taken], [m.version for m in taken])
             await overwrite_rows(connection, sql, taken)
             if wrong := await connection.fetch(sql["verify_restored"]):
                 raise Refused(f"memory {wrong[0]['id']} does not become the row that the remote holds", hint=OTHER_ROW)
@@ -249,7 +252,7 @@ async def _page(
         if not isinstance(in_our_words(error), Refused):
             raise
         records = await connection.fetch(sql["local_digests_one_by_one"], *parameters)
-    return [(r["id"], Here(r["version"], r["content_hash"])) for r in records]
+    return [(r["id"], Here(r["version"], r["content_hash"], r["base"])) for r in records]
 
 
 def _readable(record: "asyncpg.Record") -> bool:
