@@ -193,7 +193,7 @@ async def test_a_copy_that_has_pushed_is_recognised() -> None:
 
 
 async def test_a_database_that_is_one_push_behind_is_recognised_by_its_queue() -> None:
-    """A push whose acknowledgement is on its way leaves its entries in the queue; one that this database lacks does not."""
+    """A push that is not acknowledged yet leaves its entries in the queue; one that this database lacks does not."""
     here = StoreIdentity("store", "epoch", 5, "mine")
     local = Local(replace(LOCAL, memories=0, identity=here))
     for entry, standing in (("still queued", "resent"), ("of another database", "behind_here")):

@@ -140,14 +140,16 @@ async def test_a_default_of_another_type_than_its_column_is_no_obstacle(
     """Rows come back with the value that they had, or with the default where they had no such column."""
     await client.execute(f"ALTER TABLE memories ADD COLUMN {column}")
     name = column.split()[0]
-    default = await client.fetchval(f"INSERT INTO memories (content) VALUES ('x') RETURNING {name}::text")
+    insert = f"INSERT INTO memories (content) VALUES ('x') RETURNING {name}::text"  # noqa: S608 - constants
+    select = f"SELECT {name}::text FROM memories WHERE id = ANY ($1) ORDER BY id"  # noqa: S608 - constants
+    default = await client.fetchval(insert)
     then, extra = "2024-01-02T03:04:05+00:00", json.dumps({name: default})
     kept = RemoteMemory(str(uid(1)), 1, "", None, "kept", "episodic", 0.5, "p", None, [], then, then, extra)
     bare = kept._replace(id=str(uid(2)), content="bare", extra="{}")
     async with opened(migrated_database_url) as database:
         result = await PostgresRestorer(database, Installer(database, load_migrations())).restore([kept, bare])
     assert (result.restored, result.refused) == (2, [])
-    found = await client.fetch(f"SELECT {name}::text FROM memories WHERE id = ANY ($1) ORDER BY id", [uid(1), uid(2)])
+    found = await client.fetch(select, [uid(1), uid(2)])
     assert found[0][0] == default
     assert found[1][0] is not None
 
