@@ -74,6 +74,9 @@ class Mender:
         return mended
 
     async def _send(self, seen: Sequence[Seen], _store: str) -> Mended:
+        # What somebody has made older by hand is in no history yet, and would be overwritten.
+        if older := [one for one in seen if one.facts.there and not one.facts.there.deleted]:
+            await self._remote.keep_found(older)
         return Mended(await self._local.send(seen))
 
     async def _send_above(self, seen: Sequence[Seen], _store: str) -> Mended:

@@ -623,3 +623,12 @@ async def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(
         with pytest.raises(Unavailable):
             await bench.verifier.rebuild_step()
     assert [await bench.verifier.rebuild_step() for _ in range(2)] == [4, None]
+
+
+@pytest.mark.promise("P4")
+async def test_what_somebody_made_older_by_hand_is_kept_before_the_row_is_sent_over_it(bench: Bench) -> None:
+    """No push has written it, so no history has it."""
+    node = bench.remote.nodes[uid(1)]
+    bench.remote.nodes[uid(1)] = replace(node, memory=node.memory._replace(version=0, content_hash="by hand"))
+    report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
+    assert (report.repaired, bench.there.kept) == ({"older_there": 1}, [f"{uid(1)} as found"])

@@ -25,10 +25,15 @@ SOON = 60.0
 LONG = 600.0
 WIPE = "MATCH (n) DETACH DELETE n"
 FORGET = "MATCH (m:Memory) WHERE m.id IN $ids OPTIONAL MATCH (m)-[:HAS_VERSION]->(v) DETACH DELETE m, v"
-NODES = "MATCH (n) RETURN [elementId(n), labels(n), properties(n)]"
+# A time goes through the driver as text, since the zone that it makes of UTC is another one than the server's.
+NODES = (
+    "MATCH (n) WITH n, [k IN keys(n) WHERE n[k] IS :: ZONED DATETIME NOT NULL | [k, toString(n[k])]] AS times"
+    " RETURN [elementId(n), labels(n), properties(n), times]"
+)
 EDGES = "MATCH (a)-[r]->(b) RETURN [elementId(a), type(r), properties(r), elementId(b)]"
 PUT_BACK = (
     "UNWIND $nodes AS node CREATE (n:$(node[1])) SET n = node[2]"
+    " FOREACH (time IN node[3] | SET n[time[0]] = datetime(time[1]))"
     " WITH node[0] AS old, n WITH collect([old, n]) AS pairs"
     " UNWIND $edges AS edge"
     " WITH edge, [p IN pairs WHERE p[0] = edge[0] | p[1]][0] AS a, [p IN pairs WHERE p[0] = edge[3] | p[1]][0] AS b"
