@@ -44,6 +44,7 @@ class Comparison:
     Attributes:
         skipped: Why nothing was compared, one clause; `None` where it was.
         behind: Whether this database went back in time, as the caller has said.
+        lacking: Names of the remote's constraints and indexes that are missing.
         unlooked: Differences of each class beyond those that are held, which were not looked at again.
     """
 
@@ -56,6 +57,7 @@ class Comparison:
     behind: bool = False
     unlooked: dict[DriftClass, int] = field(default_factory=dict)
     drift: dict[DriftClass, list[Seen]] = field(default_factory=dict)
+    lacking: list[str] = field(default_factory=list)
 
     def note(self, drift: DriftClass, seen: Seen) -> None:
         """Add a difference."""
@@ -131,6 +133,7 @@ class Comparer:
             if snapshot.queue.waiting is None and not waiting_too:
                 found.skipped = f"more than {MOST_WAITING} memories wait to be pushed"
                 return found
+            found.lacking = await self._remote.lacking()
             left_out = frozenset() if waiting_too else snapshot.queue.waiting or frozenset()
             if kind == "quick" and await self._same_sums(snapshot, store, left_out, found):
                 return found

@@ -73,6 +73,14 @@ class Mender:
             start += wanted
         return mended
 
+    async def make_schema(self) -> bool:
+        """Make the remote's constraints and indexes that are missing; whether all could be."""
+        try:
+            await self._writer.prepare()
+        except Refused:
+            return False
+        return True
+
     async def _send(self, seen: Sequence[Seen], _store: str) -> Mended:
         # What somebody has made older by hand is in no history yet, and would be overwritten.
         if older := [one for one in seen if one.facts.there and not one.facts.there.deleted]:

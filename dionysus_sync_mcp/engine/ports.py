@@ -673,6 +673,10 @@ class RemoteComparison(Protocol):
         """Of live memories by project, without those; `store` is the one whose own are counted."""
         ...
 
+    async def lacking(self) -> list[str]:
+        """Names of the constraints and indexes that are missing; none of a store that no push has prepared yet."""
+        ...
+
     async def duplicated(self, limit: int) -> list[str]:
         """Ids that several nodes bear; none while the constraint that forbids it is there."""
         ...

@@ -56,6 +56,7 @@ class _Repair:
     dry_run: bool
     mended: dict[DriftClass, int] = field(default_factory=dict)
     refused: dict[DriftClass, Mapping[str, str]] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
 
     def action(self, drift: DriftClass, found: Comparison) -> Action | None:
         """What it does about a class; rows of a database that went back in time wait for a person's word."""
@@ -209,6 +210,9 @@ class Verifier:
             if action := repair.action(drift, found):
                 done = await self._mender.mend(action, seen, store, repair.limit)
                 repair.mended[drift], repair.refused[drift] = done.number, done.left
+        # After what was merged: a constraint cannot be made over two nodes of one memory.
+        if found.lacking and await self._mender.make_schema():
+            repair.made, found.lacking = found.lacking, []
         if repair.decided(found):
             await self._mending.begin_epoch()
 
@@ -252,7 +256,7 @@ def _report(
 ) -> VerifyReport:
     repaired = repair.mended if repair else {}
     unlooked = sum(found.unlooked.values())
-    remaining = left(counts, repaired) + unlooked
+    remaining = left(counts, repaired) + unlooked + len(found.lacking)
     return VerifyReport(
         kind=kind,
         result="skipped" if found.skipped else "drift" if remaining else "clean",
@@ -279,7 +283,7 @@ def _advice(found: Comparison, repair: _Repair | None, remaining: int) -> str:
             "Decide which store counts: 'dionysus-sync-mcp verify --repair --prefer remote' takes the remote's newer "
             "memories, --prefer local keeps what is here. Both keep what loses in the history."
         )
-    if not (found.drift or found.unlooked):
+    if not (found.drift or found.unlooked or found.lacking):
         return _agreed(found)
     if repair is None or repair.dry_run:
         return "Nothing was changed. Run 'dionysus-sync-mcp verify --repair --yes' to mend this."
@@ -323,11 +327,16 @@ def _warnings(found: Comparison, counts: dict[DriftClass, int], repair: _Repair 
             "{} more differ and were not looked at closely; mend these first.",
         ),
     ]
-    return [text.format(number) for number, text in said if number] + (_warnings_of(repair, found) if repair else [])
+    warnings = [text.format(number) for number, text in said if number]
+    if found.lacking:
+        warnings.append(
+            f"The remote store lacks {', '.join(found.lacking)}; a repair makes that again and loses nothing."
+        )
+    return warnings + (_warnings_of(repair, found) if repair else [])
 
 
 def _warnings_of(repair: _Repair, found: Comparison) -> list[str]:
-    warnings = []
+    warnings = [f"The remote store lacked {', '.join(repair.made)}; it was made again."] if repair.made else []
     lost = len(found.drift.get("missing_here", ())) + found.unlooked.get("missing_here", 0)
     if lost and repair.prefer == "local" and repair.dry_run:
         warnings.append(

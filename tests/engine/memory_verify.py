@@ -161,6 +161,7 @@ class MemoryComparing:
     kept: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     unversioned: set[str] = field(default_factory=set)
+    lacking_: list[str] = field(default_factory=list)
 
     async def standing(self, after: str, limit: int) -> list[tuple[str, There]]:
         """Pages of three at most."""
@@ -177,6 +178,10 @@ class MemoryComparing:
         self.calls.append("tallies")
         live = [n for i, n in self.remote.nodes.items() if i not in without and not n.memory.deleted_at]
         return RemoteTallies(_tally([n for n in live if n.origin == store]), _tally(live))
+
+    async def lacking(self) -> list[str]:
+        """As set."""
+        return self.lacking_
 
     async def duplicated(self, limit: int) -> list[str]:
         """As set."""

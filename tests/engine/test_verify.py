@@ -632,3 +632,25 @@ async def test_what_somebody_made_older_by_hand_is_kept_before_the_row_is_sent_o
     bench.remote.nodes[uid(1)] = replace(node, memory=node.memory._replace(version=0, content_hash="by hand"))
     report = await bench.verifier.verify_once("full", repair=True, dry_run=False)
     assert (report.repaired, bench.there.kept) == ({"older_there": 1}, [f"{uid(1)} as found"])
+
+
+async def test_a_missing_constraint_is_named_and_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only when a repair is wanted, or by the background loop; where it cannot be made, it is named still."""
+    made = []
+
+    async def prepare() -> None:
+        made.append("prepared")
+        if len(made) == 1:
+            raise Refused("two nodes have one id")
+
+    monkeypatch.setattr(bench.remote, "prepare", prepare)
+    bench.there.lacking_ = ["memory_id_unique"]
+    looked = await bench.verifier.verify_once("quick")
+    assert (looked.result, made, "verify --repair" in looked.next_step) == ("drift", [], True)
+    assert any("memory_id_unique" in warning for warning in looked.warnings)
+    refused = await bench.verifier.verify_once("quick", repair=True, dry_run=False)
+    assert (refused.result, any("lacks memory_id_unique" in said for said in refused.warnings)) == ("drift", True)
+    bench.here.ages_ = (None, None)
+    await bench.verifier.check_once()
+    assert len(made) == 2
+    assert bench.here.recorded[-1][1] == "clean"

@@ -40,6 +40,7 @@ PUT_BACK = (
     " CREATE (a)-[r:$(edge[1])]->(b) SET r = edge[2]"
 )
 CONSTRAINT = "memory_id_unique"
+CONSTRAINTS = "SHOW CONSTRAINTS YIELD name ORDER BY name RETURN collect(name)"
 BULK = (
     "INSERT INTO memories (id, content)"
     " SELECT lpad(to_hex(i), 32, '0')::uuid, 'row ' || i FROM generate_series(1, $1) AS i"
@@ -175,6 +176,32 @@ async def restore_the_constraint(program: Runtime, uri: str) -> None:
     """Whatever a test came to: the server is shared."""
     await graph(uri, "MATCH (m:Memory) WITH m.id AS id, collect(m) AS ms UNWIND ms[1..] AS m DETACH DELETE m")
     await program.remote.prepare()
+
+
+@pytest.mark.scenario(37, "the remote store's constraint is dropped by hand under a running program")
+@pytest.mark.promise("P2")
+@pytest.mark.promise("P9")
+async def test_37_a_constraint_that_is_missing(stores: Stores, oracle: Oracle, scenario: Scenario) -> None:
+    """Verify says which; a repair makes it again; nothing of the memories is touched."""
+    uri = stores.neo4j_uri
+    async with running(stores.database_url, uri) as program, plain_client(stores.database_url) as client:
+        await fill(oracle, program)
+        before = await graph(uri, CONSTRAINTS)
+        await graph(uri, f"DROP CONSTRAINT {CONSTRAINT}")
+        try:
+            engaged = await graph(uri, CONSTRAINTS) != before
+            await oracle.insert(uid(99), "written without it")
+            await push(program)
+            found = await program.verify()
+            assert (found.result, [CONSTRAINT in warning for warning in found.warnings]) == ("drift", [True])
+            assert "verify --repair" in found.next_step
+            await found_and_mended(program, client, {})
+            assert await graph(uri, CONSTRAINTS) == before
+            assert (await program.verify()).warnings == []
+        finally:
+            await restore_the_constraint(program, uri)
+        compared, seconds = await oracle.until_whole()
+    scenario.note(engaged=engaged, compared=compared, seconds=seconds)
 
 
 class Copied(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.adapters.neo4j.rows import HASH_CHARACTERS, memory_row
+from dionysus_sync_mcp.adapters.neo4j.writer import SCHEMA
 from dionysus_sync_mcp.domain.drift import There
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
 from dionysus_sync_mcp.engine.ports import RemoteTallies, Seen, Tally
@@ -29,6 +30,11 @@ class Verifying(Part):
         rows = await self._connection.read("tallies", self._limits.read_seconds, without=list(without), store=store)
         own = [(project, memories, versions) for project, is_own, memories, versions in rows if is_own]
         return RemoteTallies(_added(own), _added((project, *numbers) for project, _, *numbers in rows))
+
+    async def lacking(self) -> list[str]:
+        """See `RemoteComparison.lacking`."""
+        present = {name for name, *_ in await self._connection.read("schema_present", self._limits.read_seconds)}
+        return [] if present.isdisjoint(SCHEMA) else [name for name in SCHEMA if name not in present]
 
     async def duplicated(self, limit: int) -> list[str]:
         """See `RemoteComparison.duplicated`."""
