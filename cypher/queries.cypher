@@ -29,6 +29,20 @@ FOREACH (_ IN CASE WHEN moves THEN [1] ELSE [] END |
 )
 RETURN [moves, held] AS noted
 
+// merge_stores //
+// Of several nodes of one local store, made before there was a constraint, the one that remembers most pushes stays, and
+// the others keep what they hold under another label. No parameters.
+MATCH (s:Store)
+WITH s ORDER BY coalesce(toIntegerOrNull(s.generation), 0) DESC, s.definition_at DESC
+WITH s.id AS id, collect(s) AS nodes
+WHERE size(nodes) > 1
+WITH nodes[0] AS kept, nodes[1..] AS others
+UNWIND others AS other
+SET kept.definition = coalesce(kept.definition, other.definition),
+    kept.definition_at = coalesce(kept.definition_at, other.definition_at), other:FormerStore
+REMOVE other:Store
+RETURN count(other) AS merged
+
 // lineage //
 // Of the local store $id: [epoch, generation, lineage, past epochs, last queue entry].
 MATCH (s:Store {id: $id})

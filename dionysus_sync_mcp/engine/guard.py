@@ -81,5 +81,7 @@ class Guard:
         definition = widened(current, noted)
         if definition == noted:
             return False
+        # Before the store's node is unique, several processes would make one each.
+        await self._writer.prepare()
         await self._writer.note_definition(identity, definition)
         return True

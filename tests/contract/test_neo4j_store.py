@@ -157,6 +157,26 @@ async def test_preparing_again_changes_nothing(store: RemoteStore) -> None:
     assert await store._connection.read("schema_present", 5) == before
 
 
+TWO_NODES = (
+    "DROP CONSTRAINT store_id_unique",
+    "CREATE (:Store {id: 'laptop', generation: 3, lineage: 'l'}), (:Store {id: 'laptop', definition: '{}'})",
+)
+
+
+async def test_two_nodes_of_one_local_store_become_one(store: RemoteStore, neo4j_both: str) -> None:
+    """The one that remembers the pushes stays, with the definition that only the other one had; no node is lost."""
+    async with AsyncGraphDatabase.driver(neo4j_both) as driver:
+        for statement in TWO_NODES:
+            await driver.execute_query(statement)
+        await store.prepare()
+        found = await driver.execute_query(
+            "MATCH (s) WHERE s.id = 'laptop' RETURN labels(s) AS labels, s.lineage AS lineage ORDER BY labels"
+        )
+    assert [tuple(r.values()) for r in found.records] == [(["FormerStore"], None), (["Store"], "l")]
+    assert await store.definitions() == {"laptop": "{}"}
+    assert "store_id_unique" in {name for name, *_ in await store._connection.read("schema_present", 5)}
+
+
 async def test_text_that_is_not_unicode_is_refused_by_the_id_of_its_memory(store: RemoteStore) -> None:
     """The message names the memory and does not repeat the text."""
     with pytest.raises(Refused, match="memory m1 ") as refused:

@@ -53,9 +53,11 @@ class MemoryRemote:
     noted: dict[str, str] = field(default_factory=dict)
     replaced: dict[tuple[str, int, str, str], Replaced] = field(default_factory=dict)
     failure: Exception | None = None
+    prepared: bool = False
 
     async def prepare(self) -> None:
-        """Nothing to create."""
+        """Nothing to create, but noted."""
+        self.prepared = True
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
         """Apply a batch, or raise `failure` and change nothing."""

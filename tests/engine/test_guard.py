@@ -74,6 +74,13 @@ async def test_the_definition_is_noted_when_it_changes() -> None:
     assert remote.noted == {"store": "another shape"}
 
 
+async def test_a_definition_is_noted_only_where_a_store_has_one_node() -> None:
+    """Several processes that start at once on a new remote store would make one each."""
+    remote = MemoryRemote()
+    assert await Guard(MemoryLocal(), remote, remote, may_initialise=False).note_definition_once()
+    assert remote.prepared
+
+
 def shape(**types: str) -> str:
     """A definition of columns."""
     return json.dumps({"columns": [{"name": name, "type": type_} for name, type_ in types.items()]})

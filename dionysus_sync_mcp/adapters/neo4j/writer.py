@@ -6,7 +6,7 @@ from typing import Any
 from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.adapters.neo4j.errors import WHERE
 from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of, memory_parameters
-from dionysus_sync_mcp.domain.errors import LineageMoved, Refused
+from dionysus_sync_mcp.domain.errors import LineageMoved, Refused, RemoteDamaged
 from dionysus_sync_mcp.engine.ports import RemoteBatch, Replaced, RowOutcome, StoreIdentity
 
 SCHEMA = (
@@ -35,18 +35,32 @@ class Writer(Part):
 
         It waits a little until they can be used. One that takes longer to build holds back searches, not pushes.
         """
-        present = {name for name, *_ in await self._connection.read("schema_present", SCHEMA_SECONDS)}
-        missing = [name for name in SCHEMA if name not in present]
+        missing = await self._missing()
         for name in missing:
-            await self._connection.read(
-                name,
-                self._limits.write_seconds,
-                dimensions=self._limits.dimensions,
-                analyzer=self._limits.analyzer,
-            )
+            await self._make(name)
         if missing:
             with suppress(Refused):
                 await self._connection.read("await_indexes", 2 * INDEX_SECONDS, at_most=INDEX_SECONDS)
+
+    async def _missing(self) -> list[str]:
+        present = {name for name, *_ in await self._connection.read("schema_present", SCHEMA_SECONDS)}
+        return [name for name in SCHEMA if name not in present]
+
+    async def _make(self, name: str) -> None:
+        """Create one of them, which somebody else may be doing too."""
+        try:
+            await self._create(name)
+        except RemoteDamaged:
+            if name not in await self._missing():
+                return
+            if name != "store_id_unique":
+                raise
+            await self._connection.write([Call("merge_stores", {})], self._limits.write_seconds)
+            await self._create(name)
+
+    async def _create(self, name: str) -> None:
+        limits = self._limits
+        await self._connection.read(name, limits.write_seconds, dimensions=limits.dimensions, analyzer=limits.analyzer)
 
     async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
         """Apply a batch in one transaction and one deadline; the outcomes are sorted by memory id.
