@@ -26,8 +26,6 @@ from tests.services.local_store import opened
 from tests.services.postgres import execute
 from tests.services.waiting import until
 
-pytestmark = pytest.mark.promise("P9")
-
 DIMENSIONS = 768
 SECONDS = 0.5
 # On a busy machine; what hangs would hang for hours.
@@ -97,6 +95,7 @@ async def sleep_a_little(database: Database) -> None:
         await connection.execute("SELECT pg_sleep(0.3)")
 
 
+@pytest.mark.promise("P9")
 async def test_one_hung_statement_takes_all_idle_connections_out_of_the_pool(
     database: Database, postgres_proxy: Proxy
 ) -> None:
@@ -111,6 +110,7 @@ async def test_one_hung_statement_takes_all_idle_connections_out_of_the_pool(
     assert await one(database, SOON) == 1
 
 
+@pytest.mark.promise("P9")
 async def test_a_claim_that_hangs_ends_in_time_and_its_lock_with_it(
     migrated_database_url: str, database: Database, postgres_proxy: Proxy
 ) -> None:
@@ -133,6 +133,7 @@ async def test_a_claim_that_hangs_ends_in_time_and_its_lock_with_it(
                     break
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("after", [True, False], ids=["a remote write", "nothing"])
 async def test_a_lost_server_is_noticed_as_soon_by_a_claim_of_a_slow_pace(
     database: Database, postgres_proxy: Proxy, monkeypatch: pytest.MonkeyPatch, after: bool
@@ -163,6 +164,7 @@ async def lost_within(outbox: PostgresOutbox, proxy: Proxy) -> None:
         await claim.live_versions([])
 
 
+@pytest.mark.promise("P9")
 async def test_a_claim_that_the_server_has_ended_for_being_idle_is_to_be_smaller(
     migrated_database_url: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +190,7 @@ async def claimed_until_ended(outbox: PostgresOutbox, client: Client) -> None:
         await claim.has_entry(str(uid(1)))
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("when", ["during a statement", "between two"])
 async def test_what_the_server_says_when_it_ends_a_connection_is_what_is_told(
     migrated_database_url: str, client: Client, when: str
@@ -221,6 +224,7 @@ def closed(connection: line.Line) -> Callable[[], Awaitable[bool]]:
     return asked
 
 
+@pytest.mark.promise("P9")
 async def test_a_process_of_somebody_else_that_got_the_number_of_a_lost_one_is_left_alone(
     migrated_database_url: str,
 ) -> None:
@@ -236,6 +240,7 @@ async def test_a_process_of_somebody_else_that_got_the_number_of_a_lost_one_is_l
             await until(closed(own), what="a lost one of its own is ended", seconds=SOON)
 
 
+@pytest.mark.promise("P9")
 async def test_a_role_that_may_not_end_its_lost_connections_works_on(
     migrated_database_url: str, client: Client
 ) -> None:
@@ -258,6 +263,7 @@ async def sleep_long(database: Database, *before: str, patience: float = SECONDS
         await connection.execute(SLEEP)
 
 
+@pytest.mark.promise("P9")
 async def test_a_cancelled_statement_does_not_wait_for_a_lost_peer(database: Database, postgres_proxy: Proxy) -> None:
     """A tool that must answer in time does."""
     assert await one(database, SOON) == 1
@@ -269,6 +275,7 @@ async def test_a_cancelled_statement_does_not_wait_for_a_lost_peer(database: Dat
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.promise("P9")
 async def test_a_cancellation_that_is_over_is_not_raised_again(migrated_database_url: str) -> None:
     """What failed beside a statement, and had it cancelled, is what the caller gets to know."""
     async with opened(migrated_database_url) as database:
@@ -287,6 +294,7 @@ async def cancelled_within(database: Database) -> None:
         raise Unavailable("the other store is away")
 
 
+@pytest.mark.promise("P9")
 async def test_a_slow_statement_is_told_from_a_server_that_is_away(migrated_database_url: str) -> None:
     """Only of a server that has answered it is known that a smaller piece of work may help."""
     async with opened(migrated_database_url) as database:
@@ -303,6 +311,7 @@ async def test_a_slow_statement_is_told_from_a_server_that_is_away(migrated_data
         await until(given_up, what="what nobody waits for is ended", seconds=SOON)
 
 
+@pytest.mark.promise("P9")
 async def test_health_tells_the_server_from_a_dead_pool(database: Database, postgres_proxy: Proxy) -> None:
     """It looks over a connection of its own."""
     assert await one(database, SOON) == 1
@@ -313,6 +322,7 @@ async def test_health_tells_the_server_from_a_dead_pool(database: Database, post
     assert (await database.health(SOON)).up
 
 
+@pytest.mark.promise("P9")
 async def test_settings_of_the_database_stay_overridden_when_a_connection_is_used_again(
     migrated_database_url: str,
 ) -> None:
@@ -333,6 +343,7 @@ async def test_settings_of_the_database_stay_overridden_when_a_connection_is_use
     await plain.close()
 
 
+@pytest.mark.promise("P9")
 async def test_a_remote_store_that_is_lost_and_found_again_is_used_at_once(
     remote: RemoteStore, neo4j_proxy: Proxy
 ) -> None:
@@ -354,6 +365,7 @@ async def test_a_remote_store_that_is_lost_and_found_again_is_used_at_once(
     assert (await remote.counts()).live == 1
 
 
+@pytest.mark.promise("P9")
 async def test_a_batch_that_a_narrow_link_does_not_carry_in_time_is_told_from_an_outage(
     remote: RemoteStore, neo4j_proxy: Proxy
 ) -> None:
@@ -368,6 +380,7 @@ async def test_a_batch_that_a_narrow_link_does_not_carry_in_time_is_told_from_an
     assert [o.outcome for o in await remote.write(small)] == ["created"]
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     "frame", [b"\xff", b"\xb1\x70\x90", b"\xb1\x70\x81\xff", b"\xb0\x01", b"\xb1\x70\x8f"], ids=bytes.hex
 )
@@ -398,6 +411,7 @@ async def test_a_server_that_talks_nonsense_is_away(frame: bytes) -> None:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.promise("P9")
 async def test_a_wrong_password_is_not_sent_again_and_again(
     remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +437,7 @@ async def test_a_wrong_password_is_not_sent_again_and_again(
     assert (await remote.counts()).live == 0, "once a look has got in, nobody waits any longer"
 
 
+@pytest.mark.promise("P9")
 async def test_a_look_at_the_schema_is_given_up_in_time(
     remote: RemoteStore, neo4j_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,9 @@ import pytest
 from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.proxy import Proxy, open_proxy
-from tests.integration.stores import INSERT, Client, graph, uid
+from tests.integration.stores import INSERT, Client, graph, plain_client, uid
 from tests.services.local_store import running
 from tests.services.waiting import until
-
-pytestmark = [pytest.mark.promise("P1"), pytest.mark.promise("P9")]
 
 # On a busy machine; the waits that must not be waited out are longer.
 SOON = 30.0
@@ -58,6 +56,8 @@ async def away(program: Runtime, service: str) -> None:
     worker._push_loop.attempts = 1000
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 async def test_a_remote_store_that_comes_back_is_used_at_once(
     migrated_database_url: str, empty_neo4j: str, client: Client, fault: str
@@ -78,6 +78,8 @@ async def test_a_remote_store_that_comes_back_is_used_at_once(
         assert await client.fetchval(QUEUED_EVENTS) == 1
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("fault", ["refuse", "blackhole"])
 async def test_a_local_store_that_comes_back_is_used_at_once(
     migrated_database_url: str, empty_neo4j: str, client: Client, fault: str
@@ -94,6 +96,8 @@ async def test_a_local_store_that_comes_back_is_used_at_once(
         await drained(client, empty_neo4j, 2)
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P9")
 async def test_all_connections_ended_while_idle_and_during_a_push(
     migrated_database_url: str, empty_neo4j: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +114,8 @@ async def test_all_connections_ended_while_idle_and_during_a_push(
         async def ending(batch: RemoteBatch) -> list[RowOutcome]:
             outcomes = await sound(batch)
             if not ended:
-                ended.append(await client.fetchval(END_ALL))
+                async with plain_client(migrated_database_url) as other:
+                    ended.append(await other.fetchval(END_ALL))
             return outcomes
 
         monkeypatch.setattr(program.remote, "write", ending)
@@ -121,6 +126,8 @@ async def test_all_connections_ended_while_idle_and_during_a_push(
         assert versions == [3], "sent twice, there once"
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P9")
 async def test_a_remote_store_that_comes_and_goes_each_second(
     migrated_database_url: str, empty_neo4j: str, client: Client
 ) -> None:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresClaim
-from dionysus_sync_mcp.domain.errors import Refused, TooLarge
+from dionysus_sync_mcp.domain.errors import Refused, TooLarge, Unavailable
 from dionysus_sync_mcp.engine.ports import RemoteBatch, RemoteWriter, RowOutcome, Settlement, StoreIdentity
 from dionysus_sync_mcp.engine.push import UNLINKED, Pusher, PushResult
 from dionysus_sync_mcp.runtime import Runtime
@@ -519,11 +519,15 @@ async def test_texts_arrive_byte_for_byte(program: Runtime, client: Client, empt
 
 
 async def test_ten_megabytes_arrive(program: Runtime, client: Client, empty_neo4j: str) -> None:
-    """A very long memory is only slow."""
+    """A very long memory is only slow: on a busy machine a deadline passes, and the next try has more time."""
     content = "".join(f"{number:x} " for number in range(1_700_000))[: 10 * 1024 * 1024]
     await client.execute(INSERT, uid(1), content)
     await client.execute(INSERT, uid(2), "small")
-    assert (await push(program)).pushed == 2
+    pushed = 0
+    with anyio.fail_after(120):
+        while pushed < 2:
+            with suppress(Unavailable):
+                pushed += (await push(program)).pushed
     assert (await node(empty_neo4j, uid(1)))["content"] == content
 
 
