@@ -17,18 +17,23 @@ from tests.services.choice import SourceAbsentError
 from tests.services.waiting import until
 
 FETCHED_WITHIN = 900.0
+# The lock of a file keeps other processes away, and lets its own in again.
+_CLAIMED_HERE: set[Path] = set()
 
 
 @contextmanager
 def claimed_home(cache: Path) -> Iterator[Path]:
     """A home folder that no other run uses meanwhile; the programs in it are those of all runs."""
     homes = (cache / f"home-{number}" for number in itertools.count(1))
-    home, lock = next((home, lock) for home in homes if (lock := _try_lock(home.with_suffix(".lock"))))
+    free = (home for home in homes if home not in _CLAIMED_HERE)
+    home, lock = next((home, lock) for home in free if (lock := _try_lock(home.with_suffix(".lock"))))
+    _CLAIMED_HERE.add(home)
     try:
         home.mkdir(exist_ok=True)
         _share_programs(cache, home)
         yield home
     finally:
+        _CLAIMED_HERE.remove(home)
         lock.release()
 
 

@@ -44,3 +44,12 @@ def test_a_home_is_used_again_by_the_next_run(tmp_path: Path) -> None:
         pass
     with claimed_home(tmp_path) as ours:
         assert ours == earlier
+
+
+def test_one_run_may_claim_several(tmp_path: Path) -> None:
+    """Servers that a test does something to are not those that the other tests share."""
+    with claimed_home(tmp_path) as shared:
+        with claimed_home(tmp_path) as own:
+            assert own != shared
+        with another_run(tmp_path) as theirs:
+            assert theirs != shared, "giving one back does not let go of the other"
