@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +114,8 @@ class Soak:
         self._random = random.Random(rounds_seed)  # noqa: S311 - the order of faults, not a secret
         self._deck: list[Mishap] = []
 
-    async def run(self, minutes: float) -> None:
-        """Rounds until the time is over."""
+    async def run(self, minutes: float, note: Callable[[float], None]) -> None:
+        """Rounds until the time is over; `note` gets the minutes so far after each."""
         begun = last_drill = time.monotonic()
         while time.monotonic() - begun < minutes * 60:
             await self._round()
@@ -123,6 +123,7 @@ class Soak:
                 last_drill = time.monotonic()
                 self.drills.append(await drill(self._field))
                 say(f"      recovery into an empty database: {'as the oracle' if self.drills[-1] else 'DIFFERENT'}")
+            note((time.monotonic() - begun) / 60)
 
     async def _round(self) -> None:
         begun, mishap = time.monotonic(), self._drawn()
@@ -201,14 +202,16 @@ async def open_soak(seed: int) -> AsyncIterator[tuple[Soak, Oracle, Load, str]]:
 async def soaked(minutes: float, seed: int) -> bool:
     """Run it, and write down what it came to; whether nothing was lost."""
     async with open_soak(seed) as (soak, oracle, load, where):
+
+        def note(passed: float) -> None:
+            write_down(summed_up(passed, soak.rounds, soak.drills, oracle.rows_written, seed), where)
+
         with first_error():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(load.run)
-                await soak.run(minutes)
+                await soak.run(minutes, note)
                 tasks.cancel_scope.cancel()
-        summary = summed_up(minutes, soak.rounds, soak.drills, oracle.rows_written, seed)
-    write_down(summary, where)
-    return not (summary["rounds_failed"] or summary["drills_failed"])
+    return all(one.outcome != "failed" for one in soak.rounds) and all(soak.drills)
 
 
 def summed_up(
@@ -219,7 +222,7 @@ def summed_up(
     memory = [max(one.memory) for one in rounds]
     third = max(1, len(rounds) // 3)
     return {
-        "minutes": minutes,
+        "minutes": round(minutes, 1),
         "rounds": len(rounds),
         "rounds_passed": outcomes.count("passed"),
         "rounds_failed": outcomes.count("failed"),
