@@ -51,9 +51,9 @@ async def test_a_server_can_be_stopped_at_a_step(stores: Stores, oracle: Oracle)
 
 
 async def test_two_programs_can_be_made_to_push_at_once(stores: Stores, oracle: Oracle) -> None:
-    """One stands in the midst of its push, holding the locks; another one pushes the same entry nevertheless."""
+    """One stands in the midst of its push, holding the local locks; another one pushes the same entry nevertheless."""
     await oracle.insert(uid(1), "one")
-    point = Failpoint("before:COMMIT(write_memories)", sends=signal.SIGSTOP)
+    point = Failpoint("before:write_store", sends=signal.SIGSTOP)
     async with worker(stores, failpoint=point) as first:
         await first.at_failpoint()
         other = Failpoint("before:write_memories", both_active=True)

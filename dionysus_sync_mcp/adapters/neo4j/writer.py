@@ -55,7 +55,7 @@ class Writer(Part):
                 return
             if name != "store_id_unique":
                 raise
-            await self._connection.write([Call("merge_stores", {})], self._limits.write_seconds)
+            await self._connection.write([Call("merge_stores", {})], SCHEMA_SECONDS)
             await self._create(name)
 
     async def _create(self, name: str) -> None:
@@ -81,9 +81,12 @@ class Writer(Part):
         return sorted(map(_outcome, values[1])) if batch.changes else []
 
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
-        """Keep the local table's definition (JSON text) with the store's node."""
+        """Keep the local table's definition (JSON text) with the store's node, which a push locks too.
+
+        A process that is stopped in the middle of this must not keep the others from pushing for long.
+        """
         parameters = {"id": identity.id, "definition": definition}
-        await self._connection.write([Call("note_definition", parameters)], self._limits.write_seconds)
+        await self._connection.write([Call("note_definition", parameters)], SCHEMA_SECONDS)
 
 
 def _outcome(row: list[Any]) -> RowOutcome:
