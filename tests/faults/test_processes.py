@@ -248,10 +248,10 @@ async def brings_all(program: Program, stores: Stores) -> None:
 
 
 def _goes_on(program: Program, steps: int) -> Callable[[], Awaitable[bool]]:
-    """Whether it has gone on and given up the push in which it stood still."""
+    """Whether it is done with the push in which it stood still, overtaken or past its deadline, and looks anew."""
 
     async def goes_on() -> bool:
-        return "another process has pushed meanwhile" in program.log and len(program.trace) > steps
+        return "after:anything_queued" in program.trace[steps:]
 
     return goes_on
 
