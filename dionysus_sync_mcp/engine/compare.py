@@ -24,7 +24,7 @@ from dionysus_sync_mcp.engine.ports import (
 from dionysus_sync_mcp.engine.tasks import first_error
 
 Kind = Literal["quick", "full", "deep"]
-Side = TypeVar("Side", Here, There)
+OneSide = TypeVar("OneSide", Here, There)
 
 MOST_WAITING = 10_000
 # So much of each class is held in memory until it was looked at again; many of one class hide no other one.
@@ -324,12 +324,12 @@ class _Pass:
             self._found.pass_over(drift)
 
 
-class _Window(Generic[Side]):
+class _Window(Generic[OneSide]):
     """What has been read of one side and not compared yet."""
 
-    def __init__(self, pages: MemoryObjectReceiveStream[Sequence[tuple[str, Side]]]) -> None:
-        self._pages: MemoryObjectReceiveStream[Sequence[tuple[str, Side]]] = pages
-        self._held: dict[str, Side] = {}
+    def __init__(self, pages: MemoryObjectReceiveStream[Sequence[tuple[str, OneSide]]]) -> None:
+        self._pages: MemoryObjectReceiveStream[Sequence[tuple[str, OneSide]]] = pages
+        self._held: dict[str, OneSide] = {}
         self.last = ""
         self.ended = False
 
@@ -343,7 +343,7 @@ class _Window(Generic[Side]):
         self._held.update(page)
         self.last = page[-1][0]
 
-    def until(self, bound: str) -> dict[str, Side]:
+    def until(self, bound: str) -> dict[str, OneSide]:
         """Take out what is not above an id."""
         taken = self._held if self.last <= bound else {i: side for i, side in self._held.items() if i <= bound}
         self._held = {} if taken is self._held else {i: side for i, side in self._held.items() if i > bound}
@@ -351,7 +351,7 @@ class _Window(Generic[Side]):
 
 
 async def _feed(
-    pages: AsyncIterator[Sequence[tuple[str, Side]]], send: MemoryObjectSendStream[Sequence[tuple[str, Side]]]
+    pages: AsyncIterator[Sequence[tuple[str, OneSide]]], send: MemoryObjectSendStream[Sequence[tuple[str, OneSide]]]
 ) -> None:
     async with send:
         async for page in pages:
