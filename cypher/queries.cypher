@@ -49,7 +49,7 @@ MATCH (s:Store {id: $id})
 RETURN [s.epoch, s.generation, coalesce(toStringOrNull(s.lineage), ''), s.past_epochs, s.last_entry] AS held
 
 // write_memories //
-// Applies the changes of a batch, each guarded by version, and returns the fields of engine.ports.RowOutcome of each.
+// Applies the changes of a batch, each guarded by version, and returns the fields of engine.ports.push.RowOutcome of each.
 // Never removes a node: what is overwritten stands as a MemoryVersion, what is deleted stays with `deleted_at`.
 // $store: id of the local store. $projects: ids. $sessions: {id, project}. $rows: maps as adapters/neo4j/rows.py makes
 // them, sorted by id. Times are ISO 8601 text, since temporal values are slow on the wire.
@@ -322,7 +322,7 @@ RETURN [
 ] AS counts
 
 // holdings //
-// In the field order of engine.ports.Holdings. $store: id of a local store. Where no other store has written, everything
+// In the field order of engine.ports.recover.Holdings. $store: id of a local store. Where no other store has written, everything
 // is its own and nothing has to be scanned.
 WITH COUNT { MATCH (s:Store) WHERE s.id <> $store } = 0 AS alone
 CALL (alone) {
@@ -501,7 +501,7 @@ SET m.embedding_error = $reason
 REMOVE m:Unembedded
 
 // search_words //
-// [how many the index gave, rows in the field order of engine.ports.FoundMemory], best first. $query: Lucene syntax.
+// [how many the index gave, rows in the field order of engine.ports.query.FoundMemory], best first. $query: Lucene syntax.
 // $depth: how many to ask the index for. $limit: rows. $characters: contents are cut there. The rest: filters, empty
 // lists and null mean anything.
 CALL db.index.fulltext.queryNodes('memory_content', $query, {limit: $depth}) YIELD node AS m, score
@@ -525,7 +525,7 @@ CALL (hits) {
 RETURN [size(hits), page] AS found
 
 // search_vector //
-// [how many the index gave, rows in the field order of engine.ports.FoundMemory], best first. $vector: what to be near
+// [how many the index gave, rows in the field order of engine.ports.query.FoundMemory], best first. $vector: what to be near
 // to. The other parameters are those of `search_words`.
 CALL db.index.vector.queryNodes('memory_embedding', $depth, $vector) YIELD node AS m, score
 WITH collect([m, score]) AS hits
@@ -573,7 +573,7 @@ WITH m LIMIT $limit
 RETURN count(m) AS candidates
 
 // scan_vectors //
-// Rows in the field order of engine.ports.FoundMemory, nearest first: every memory that the filters leave is compared.
+// Rows in the field order of engine.ports.query.FoundMemory, nearest first: every memory that the filters leave is compared.
 // $vector: what to be near to. The other parameters are those of `search_words`.
 CALL () {
   UNWIND $sessions AS id

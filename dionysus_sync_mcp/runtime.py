@@ -33,7 +33,7 @@ from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
 from dionysus_sync_mcp.engine.compare import Comparer, Kind
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.mend import Mender
-from dionysus_sync_mcp.engine.ports import OnProgress, Scope
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.pruning import prune_once
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query

@@ -27,7 +27,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.embedded import services
-from dionysus_sync_mcp.engine.ports import Health, OnProgress, Scope
+from dionysus_sync_mcp.engine.ports.shared import Health, OnProgress, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     CheckReport,

@@ -10,7 +10,7 @@ import httpx
 from dionysus_sync_mcp.domain.embedding import family_of, pooled, prepared_pieces, prepared_query
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, Refused, TooLarge, Unavailable
 from dionysus_sync_mcp.domain.memory import broken_vector_rule
-from dionysus_sync_mcp.engine.ports import Health
+from dionysus_sync_mcp.engine.ports.shared import Health
 from dionysus_sync_mcp.settings import LOOPBACK
 
 WHERE = "Ollama"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dionysus_sync_mcp.domain.errors import AccessRefused
 from dionysus_sync_mcp.domain.session import session_id_of
-from dionysus_sync_mcp.engine.ports import SessionFileContent
+from dionysus_sync_mcp.engine.ports.sessions import SessionFileContent
 
 if sys.platform != "win32":
     import fcntl

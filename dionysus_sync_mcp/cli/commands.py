@@ -15,7 +15,8 @@ from rich.console import Console
 from dionysus_sync_mcp.cli import output
 from dionysus_sync_mcp.cli.running import PATIENCE_SECONDS, embedded_home, run, run_plain, until_signal
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError
-from dionysus_sync_mcp.engine.ports import Filters, Scope
+from dionysus_sync_mcp.engine.ports.query import Filters
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.query import MOST_ITEMS, QueryRequest
 from dionysus_sync_mcp.engine.sessions import MOST_LISTED
 from dionysus_sync_mcp.engine.verify import LIMIT

@@ -9,7 +9,8 @@ from typing import Any
 from dionysus_sync_mcp.domain.backoff import next_delay
 from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch
 from dionysus_sync_mcp.domain.lineage import Lineage, Standing
-from dionysus_sync_mcp.engine.ports import AlertBook, AlertSink, DueAlert, LocalState, LocalStatus, NewAlert
+from dionysus_sync_mcp.engine.ports.alerts import AlertBook, AlertSink, DueAlert, NewAlert
+from dionysus_sync_mcp.engine.ports.status import LocalState, LocalStatus
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from dionysus_sync_mcp.domain.drift import DriftClass, Facts, Here, There, changed_on_both, classify, confirmed
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import (
+from dionysus_sync_mcp.engine.ports.shared import OnProgress
+from dionysus_sync_mcp.engine.ports.verify import (
     LocalComparison,
     LocalSnapshot,
-    OnProgress,
     QueueLook,
     RemoteComparison,
     RemoteTallies,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dionysus_sync_mcp.domain.embedding import text_hash
 from dionysus_sync_mcp.domain.errors import AccessRefused, Refused
-from dionysus_sync_mcp.engine.ports import Embedder, Text, Vector, VectorStore
+from dionysus_sync_mcp.engine.ports.embed import Embedder, Text, Vector, VectorStore
 
 NO_TEXT = "no text"
 # Any model that works at all has a vector for this.

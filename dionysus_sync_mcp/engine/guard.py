@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 from dionysus_sync_mcp.domain.definition import reshaped, widened
-from dionysus_sync_mcp.engine.ports import Installation, RemoteReader, RemoteWriter
+from dionysus_sync_mcp.engine.ports.install import Installation
+from dionysus_sync_mcp.engine.ports.push import RemoteWriter
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader
 
 BACKFILL_PAGE = 1000
 

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from dionysus_sync_mcp.domain.drift import Action, There, winner
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import LocalMending, RemoteMending, RemoteReader, RemoteWriter, Restorer, Seen
+from dionysus_sync_mcp.engine.ports.push import RemoteWriter
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader, Restorer
+from dionysus_sync_mcp.engine.ports.verify import LocalMending, RemoteMending, Seen
 
 PAGE = 500
 

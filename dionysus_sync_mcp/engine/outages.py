@@ -12,7 +12,7 @@ import anyio
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, Starting, Unavailable
 from dionysus_sync_mcp.domain.outage import Outage, after_look, pause_after
-from dionysus_sync_mcp.engine.ports import Health, Service
+from dionysus_sync_mcp.engine.ports.shared import Health, Service
 from dionysus_sync_mcp.engine.reports import OutageReport
 
 logger = logging.getLogger(__name__)

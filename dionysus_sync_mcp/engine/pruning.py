@@ -1,7 +1,7 @@
 """Pruning: the audit is kept for as long as it is of use, and no longer."""
 
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
-from dionysus_sync_mcp.engine.ports import AuditPruning
+from dionysus_sync_mcp.engine.ports.alerts import AuditPruning
 
 PRUNE_SECONDS = 3600.0
 # Between two pages: nobody waits for this, and others use the database.

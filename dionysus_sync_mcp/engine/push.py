@@ -23,7 +23,7 @@ from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage, Standing, standing
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.domain.pacing import Budget, Pace
-from dionysus_sync_mcp.engine.ports import (
+from dionysus_sync_mcp.engine.ports.push import (
     Claim,
     Conflict,
     LiveVersion,
@@ -32,15 +32,14 @@ from dionysus_sync_mcp.engine.ports import (
     Parking,
     QueueEntry,
     RemoteBatch,
-    RemoteReader,
     RemoteWriter,
     Replaced,
     RowOutcome,
     Settlement,
     Stamp,
-    StoreIdentity,
-    SyncEvent,
 )
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity, SyncEvent
 
 UNLINKED = "one of the two memories is not in the remote store"
 _ILL = "Look into the log of the remote store; the changes are kept and tried again."

@@ -20,7 +20,8 @@ from dionysus_sync_mcp.domain.fusion import DEPTH, Fused, Ranked, fuse
 from dionysus_sync_mcp.domain.memory import MEMORY_TYPES
 from dionysus_sync_mcp.domain.session import session_id_of
 from dionysus_sync_mcp.domain.text import estimated_tokens, excerpt, is_storable, line, storable
-from dionysus_sync_mcp.engine.ports import Embedder, Filters, FoundMemory, VectorSearch, WordSearch
+from dionysus_sync_mcp.engine.ports.embed import Embedder
+from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory, VectorSearch, WordSearch
 from dionysus_sync_mcp.engine.reports import Hit, QueryAnswer
 
 LONGEST_QUESTION = 10_000

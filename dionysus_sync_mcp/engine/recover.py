@@ -16,15 +16,9 @@ from dionysus_sync_mcp.domain.errors import DionysusError, InputError
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
 from dionysus_sync_mcp.domain.text import line
-from dionysus_sync_mcp.engine.ports import (
-    Installation,
-    OnProgress,
-    PageResult,
-    RemoteReader,
-    Restorer,
-    Scope,
-    SyncEvent,
-)
+from dionysus_sync_mcp.engine.ports.install import Installation
+from dionysus_sync_mcp.engine.ports.recover import PageResult, RemoteReader, Restorer
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope, SyncEvent
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
 from dionysus_sync_mcp.engine.tasks import first_error

@@ -2,7 +2,9 @@
 
 from dionysus_sync_mcp.domain.exposure import Counts, missing_there
 from dionysus_sync_mcp.engine.guard import Guard
-from dionysus_sync_mcp.engine.ports import LocalStatus, Refilling, RemoteReader, Scope, SyncEvent
+from dionysus_sync_mcp.engine.ports.recover import Refilling, RemoteReader
+from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
+from dionysus_sync_mcp.engine.ports.status import LocalStatus
 
 PAGE = 1000
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, InputError
 from dionysus_sync_mcp.domain.session import EndedSession, Origin, decide_session, is_fresh, session_id_of
-from dionysus_sync_mcp.engine.ports import SessionFile, SessionRow, SessionStore
+from dionysus_sync_mcp.engine.ports.sessions import SessionFile, SessionRow, SessionStore
 from dionysus_sync_mcp.engine.reports import SessionReport
 
 MOST_LISTED = 200

@@ -12,16 +12,10 @@ from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch, Unava
 from dionysus_sync_mcp.domain.exposure import Counts, missing_here, missing_there
 from dionysus_sync_mcp.domain.lineage import Lineage, Standing, standing
 from dionysus_sync_mcp.domain.text import clause
-from dionysus_sync_mcp.engine.ports import (
-    Activity,
-    Health,
-    LocalState,
-    LocalStatus,
-    RemoteReader,
-    Service,
-    StoreIdentity,
-    VectorStore,
-)
+from dionysus_sync_mcp.engine.ports.embed import VectorStore
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader
+from dionysus_sync_mcp.engine.ports.shared import Health, Service, StoreIdentity
+from dionysus_sync_mcp.engine.ports.status import Activity, LocalState, LocalStatus
 from dionysus_sync_mcp.engine.reports import (
     AlertReport,
     CheckReport,

@@ -19,7 +19,9 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.engine.embed import embed_once
-from dionysus_sync_mcp.engine.ports import Embedder, OnProgress, Outbox, Service, VectorStore
+from dionysus_sync_mcp.engine.ports.embed import Embedder, VectorStore
+from dionysus_sync_mcp.engine.ports.push import Outbox
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, Service
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
 from dionysus_sync_mcp.engine.reports import CheckReport, SyncReport, VerifyReport
 from dionysus_sync_mcp.engine.status import REPAIR, Shortcomings

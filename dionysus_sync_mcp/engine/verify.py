@@ -11,17 +11,11 @@ from dionysus_sync_mcp.domain.lineage import Standing
 from dionysus_sync_mcp.domain.text import line
 from dionysus_sync_mcp.engine.compare import Comparer, Comparison, Kind
 from dionysus_sync_mcp.engine.mend import Mender
-from dionysus_sync_mcp.engine.ports import (
-    Due,
-    Installation,
-    LocalComparison,
-    LocalMending,
-    NewAlert,
-    OnProgress,
-    RemoteReader,
-    Seen,
-    SyncEvent,
-)
+from dionysus_sync_mcp.engine.ports.alerts import NewAlert
+from dionysus_sync_mcp.engine.ports.install import Installation
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, SyncEvent
+from dionysus_sync_mcp.engine.ports.verify import Due, LocalComparison, LocalMending, Seen
 from dionysus_sync_mcp.engine.reports import Example, VerifyReport
 
 LOOK_SECONDS = 5.0

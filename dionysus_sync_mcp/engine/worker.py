@@ -24,7 +24,9 @@ from dionysus_sync_mcp.domain.errors import (
 from dionysus_sync_mcp.engine.embed import embed_once
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.outages import Outages
-from dionysus_sync_mcp.engine.ports import Embedder, Outbox, Service, VectorStore
+from dionysus_sync_mcp.engine.ports.embed import Embedder, VectorStore
+from dionysus_sync_mcp.engine.ports.push import Outbox
+from dionysus_sync_mcp.engine.ports.shared import Service
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.reports import WorkerReport
 

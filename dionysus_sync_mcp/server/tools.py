@@ -26,7 +26,8 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.domain.text import is_storable
-from dionysus_sync_mcp.engine.ports import Filters, OnProgress, Scope
+from dionysus_sync_mcp.engine.ports.query import Filters
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.query import LONGEST_QUESTION, MOST_FILTER_VALUES, MOST_ITEMS, QueryRequest
 from dionysus_sync_mcp.engine.reports import QueryAnswer, RecoveryPlan, RecoveryReport, StatusReport, SyncReport
 from dionysus_sync_mcp.server.results import Recovery, done, planned

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from neo4j import AsyncDriver
 
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.benchmarks.results import Figure, Goal, Section
 from tests.benchmarks.rows import Row, rows

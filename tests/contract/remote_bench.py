@@ -7,15 +7,10 @@ from typing import Any, NamedTuple, Protocol
 from neo4j import AsyncDriver
 
 from dionysus_sync_mcp.domain.memory import MemoryChange, Operation, Properties, RemoteMemory, Version
-from dionysus_sync_mcp.engine.ports import (
-    RemoteBatch,
-    RemoteReader,
-    RemoteWriter,
-    RowOutcome,
-    Scope,
-    StoreIdentity,
-    VectorStore,
-)
+from dionysus_sync_mcp.engine.ports.embed import VectorStore
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RemoteWriter, RowOutcome
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader
+from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity
 from tests.engine.memory_remote import MemoryRemote
 
 LAPTOP = StoreIdentity("laptop", "1")

@@ -17,7 +17,7 @@ from dionysus_sync_mcp.adapters.postgres import outbox as outbox_module
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.domain.errors import AccessRefused, TimedOut, Unavailable
-from dionysus_sync_mcp.engine.ports import RemoteBatch, Settlement
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, Settlement
 from tests.contract.remote_bench import LAPTOP, change, version
 from tests.faults.proxy import Proxy, Slowness, open_proxy
 from tests.integration.roles import role_of

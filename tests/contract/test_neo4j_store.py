@@ -15,7 +15,9 @@ from pydantic import SecretStr
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore, search
 from dionysus_sync_mcp.domain.errors import AccessRefused, Refused, Starting, Unavailable
 from dionysus_sync_mcp.domain.memory import MemoryChange
-from dionysus_sync_mcp.engine.ports import Filters, FoundMemory, RemoteBatch, Vector
+from dionysus_sync_mcp.engine.ports.embed import Vector
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch
+from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory
 from tests.contract.remote_bench import DESKTOP, EVERYTHING, LAPTOP, SESSION, change, minute, sha256, version
 
 DIMENSIONS = 768

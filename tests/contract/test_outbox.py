@@ -11,16 +11,8 @@ import pytest
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresClaim, PostgresOutbox
 from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import (
-    Conflict,
-    Outbox,
-    Parking,
-    QueueEntry,
-    Settlement,
-    Stamp,
-    StoreIdentity,
-    SyncEvent,
-)
+from dionysus_sync_mcp.engine.ports.push import Conflict, Outbox, Parking, QueueEntry, Settlement, Stamp
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity, SyncEvent
 from tests.engine.memory_local import MemoryClaim, MemoryLocal
 from tests.integration.stores import Client, plain_client, uid
 from tests.services.local_store import opened

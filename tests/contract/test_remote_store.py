@@ -15,7 +15,10 @@ from dionysus_sync_mcp.adapters.neo4j import RemoteStore
 from dionysus_sync_mcp.domain.errors import LineageMoved
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import MemoryChange, Version
-from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteCounts, Replaced, Scope, StoreIdentity, Text, Vector
+from dionysus_sync_mcp.engine.ports.embed import Text, Vector
+from dionysus_sync_mcp.engine.ports.push import Move, RemoteBatch, Replaced
+from dionysus_sync_mcp.engine.ports.recover import RemoteCounts
+from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity
 from tests.contract.remote_bench import (
     DESKTOP,
     EVERYTHING,

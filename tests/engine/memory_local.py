@@ -10,21 +10,11 @@ from typing import Any
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import LineageMoved, Unavailable
 from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, RemoteMemory, Version
-from dionysus_sync_mcp.engine.ports import (
-    Activity,
-    Conflict,
-    InstallStep,
-    LastCheck,
-    LiveVersion,
-    LocalState,
-    PageResult,
-    QueueEntry,
-    Scope,
-    Settlement,
-    Stamp,
-    StoreIdentity,
-    SyncEvent,
-)
+from dionysus_sync_mcp.engine.ports.install import InstallStep
+from dionysus_sync_mcp.engine.ports.push import Conflict, LiveVersion, QueueEntry, Settlement, Stamp
+from dionysus_sync_mcp.engine.ports.recover import PageResult
+from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity, SyncEvent
+from dionysus_sync_mcp.engine.ports.status import Activity, LastCheck, LocalState
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,19 +9,10 @@ from typing import Any
 from dionysus_sync_mcp.domain.errors import LineageMoved
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, RemoteMemory, Version
-from dionysus_sync_mcp.engine.ports import (
-    Holdings,
-    Move,
-    Outcome,
-    RemoteBatch,
-    RemoteCounts,
-    Replaced,
-    RowOutcome,
-    Scope,
-    StoreIdentity,
-    Text,
-    Vector,
-)
+from dionysus_sync_mcp.engine.ports.embed import Text, Vector
+from dionysus_sync_mcp.engine.ports.push import Move, Outcome, RemoteBatch, Replaced, RowOutcome
+from dionysus_sync_mcp.engine.ports.recover import Holdings, RemoteCounts
+from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity
 
 APPLIED: frozenset[Outcome] = frozenset({"created", "updated", "resurrected", "conflict_won"})
 NEVER_PUSHED = RemoteLineage(Lineage("", 0, ""))

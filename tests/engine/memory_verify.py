@@ -8,7 +8,9 @@ from typing import Any
 
 from dionysus_sync_mcp.domain.drift import Here, There
 from dionysus_sync_mcp.domain.memory import MemoryChange, Properties, RemoteMemory, Version
-from dionysus_sync_mcp.engine.ports import Due, QueueEntry, QueueLook, RemoteTallies, Seen, SyncEvent, Tally
+from dionysus_sync_mcp.engine.ports.push import QueueEntry
+from dionysus_sync_mcp.engine.ports.shared import SyncEvent
+from dionysus_sync_mcp.engine.ports.verify import Due, QueueLook, RemoteTallies, Seen, Tally
 from tests.engine.memory_local import START, MemoryLocal, Row
 from tests.engine.memory_remote import MemoryRemote, Node
 

@@ -11,7 +11,9 @@ import pytest
 from dionysus_sync_mcp.domain.errors import AccessRefused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.lineage import Standing
 from dionysus_sync_mcp.engine.alerts import LOOK_SECONDS, WATCH_SECONDS, Alerter, AlertWatch, body_of, decide_alerts
-from dionysus_sync_mcp.engine.ports import DueAlert, LocalState, NewAlert, StoreIdentity
+from dionysus_sync_mcp.engine.ports.alerts import DueAlert, NewAlert
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
+from dionysus_sync_mcp.engine.ports.status import LocalState
 from dionysus_sync_mcp.engine.pruning import PAGE_SECONDS, PRUNE_SECONDS, UNADOPTED_SECONDS, prune_once
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.test_status_report import LOCAL

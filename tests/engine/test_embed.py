@@ -12,7 +12,7 @@ from dionysus_sync_mcp.domain.embedding import text_hash
 from dionysus_sync_mcp.domain.errors import AccessRefused, Refused, Unavailable
 from dionysus_sync_mcp.domain.memory import broken_vector_rule
 from dionysus_sync_mcp.engine.embed import NO_TEXT, EmbedResult, embed_once
-from dionysus_sync_mcp.engine.ports import Text, Vector
+from dionysus_sync_mcp.engine.ports.embed import Text, Vector
 
 
 class Store:

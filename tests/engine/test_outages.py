@@ -9,7 +9,7 @@ import pytest
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, SchemaMismatch, Starting, Unavailable
 from dionysus_sync_mcp.domain.outage import LOOK_EVERY_SECONDS, SELDOM_SECONDS
 from dionysus_sync_mcp.engine.outages import Outages
-from dionysus_sync_mcp.engine.ports import Health
+from dionysus_sync_mcp.engine.ports.shared import Health
 from dionysus_sync_mcp.engine.worker import Loop
 from tests.engine.test_worker import Step, eventually
 

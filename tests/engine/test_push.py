@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, OutcomeUnknown, Refused, TimedOut, Unavailable
-from dionysus_sync_mcp.engine.ports import QueueEntry, RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import QueueEntry, RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
 from tests.engine.memory_local import START, MemoryLocal
 from tests.engine.memory_remote import MemoryRemote

@@ -7,7 +7,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.domain.pacing import FIRST_SECONDS, USUAL_SECONDS
-from dionysus_sync_mcp.engine.ports import QueueEntry, RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import QueueEntry, RemoteBatch, RowOutcome
 from tests.engine.memory_local import START, MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_push import ChoosyRemote, pusher

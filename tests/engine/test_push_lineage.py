@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dionysus_sync_mcp.domain.errors import LineageMoved, OutcomeUnknown, Refused, StoreRolledBack
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RowOutcome
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_push import drain, is_whole, pusher

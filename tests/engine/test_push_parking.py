@@ -7,7 +7,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import OutcomeUnknown
-from dionysus_sync_mcp.engine.ports import QueueEntry
+from dionysus_sync_mcp.engine.ports.push import QueueEntry
 from tests.engine.memory_local import START, MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.test_push import ChoosyRemote, Meanwhile, drain, is_whole, lose, pusher

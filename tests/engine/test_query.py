@@ -10,7 +10,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, InputError, Unavailable
 from dionysus_sync_mcp.domain.text import estimated_tokens, visible
-from dionysus_sync_mcp.engine.ports import Filters, FoundMemory
+from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
 from dionysus_sync_mcp.engine.reports import QueryAnswer
 

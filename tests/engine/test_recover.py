@@ -10,7 +10,8 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import InputError, Unavailable
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import PageResult, Scope, StoreIdentity
+from dionysus_sync_mcp.engine.ports.recover import PageResult
+from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.recover import KEPT_PLANS, LIFETIME, NAMED_FAULTS, PAGE, Recoverer
 from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport

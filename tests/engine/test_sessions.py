@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, InputError, Unavailable
-from dionysus_sync_mcp.engine.ports import SessionFileContent, SessionRow
+from dionysus_sync_mcp.engine.ports.sessions import SessionFileContent, SessionRow
 from dionysus_sync_mcp.engine.sessions import (
     CurrentSession,
     end_session,

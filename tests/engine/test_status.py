@@ -8,7 +8,8 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.lineage import Standing
-from dionysus_sync_mcp.engine.ports import Activity, Health, LastCheck, LocalState, PastAlert
+from dionysus_sync_mcp.engine.ports.shared import Health
+from dionysus_sync_mcp.engine.ports.status import Activity, LastCheck, LocalState, PastAlert
 from dionysus_sync_mcp.engine.reports import OutageReport, WorkerReport
 from dionysus_sync_mcp.engine.status import DECIDE, PARKED, PARKED_UNSENT, REPAIR, ROLLED_BACK, advise
 

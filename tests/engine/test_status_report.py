@@ -9,15 +9,9 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
-from dionysus_sync_mcp.engine.ports import (
-    Activity,
-    Health,
-    LastCheck,
-    LocalState,
-    PastAlert,
-    RemoteCounts,
-    StoreIdentity,
-)
+from dionysus_sync_mcp.engine.ports.recover import RemoteCounts
+from dionysus_sync_mcp.engine.ports.shared import Health, StoreIdentity
+from dionysus_sync_mcp.engine.ports.status import Activity, LastCheck, LocalState, PastAlert
 from dionysus_sync_mcp.engine.reports import RemoteReport, WorkerReport
 from dionysus_sync_mcp.engine.status import (
     DECIDE,

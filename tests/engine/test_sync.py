@@ -14,7 +14,8 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.engine.guard import Guard
-from dionysus_sync_mcp.engine.ports import Health, RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.shared import Health
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.reports import VerifyReport

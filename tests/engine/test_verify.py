@@ -13,7 +13,8 @@ from dionysus_sync_mcp.domain.memory import MemoryChange
 from dionysus_sync_mcp.engine import compare, verify
 from dionysus_sync_mcp.engine.compare import Comparer
 from dionysus_sync_mcp.engine.mend import NO_HASH, Mender
-from dionysus_sync_mcp.engine.ports import Due, NewAlert, Seen
+from dionysus_sync_mcp.engine.ports.alerts import NewAlert
+from dionysus_sync_mcp.engine.ports.verify import Due, Seen
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.status import StatusReader
 from dionysus_sync_mcp.engine.verify import FULL_EVERY, LOOK_SECONDS, Verifier

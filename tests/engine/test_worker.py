@@ -19,7 +19,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.engine.guard import Guard
-from dionysus_sync_mcp.engine.ports import Health, Service
+from dionysus_sync_mcp.engine.ports.shared import Health, Service
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.worker import PREPARING_SECONDS, Job, Loop, Worker

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Oracle
 from tests.integration.stores import Client, plain_client, uid

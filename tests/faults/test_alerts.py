@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.webhook import signature
 from dionysus_sync_mcp.engine import alerts
-from dionysus_sync_mcp.engine.ports import NewAlert
+from dionysus_sync_mcp.engine.ports.alerts import NewAlert
 from dionysus_sync_mcp.runtime import Runtime, open_runtime
 from dionysus_sync_mcp.settings import Settings
 from tests.faults.oracle import Oracle

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.worker import GUARD_SECONDS
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Oracle

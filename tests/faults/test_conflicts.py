@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Comparison
 from tests.faults.plugin import Scenario

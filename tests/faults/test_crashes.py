@@ -5,7 +5,7 @@ The steps are not listed here: a command on record says what there is, so that a
 
 import pytest
 
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from tests.faults.crashes import EVERY, PUSH, distinct, finished, killed_at, recorded
 from tests.faults.failpoints import Step
 from tests.faults.oracle import Oracle

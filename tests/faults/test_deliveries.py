@@ -12,7 +12,8 @@ import pytest
 from neo4j import AsyncDriver, AsyncGraphDatabase
 
 from dionysus_sync_mcp.domain.errors import OutcomeUnknown, Unavailable
-from dionysus_sync_mcp.engine.ports import Move, RemoteBatch, RemoteWriter, RowOutcome, StoreIdentity
+from dionysus_sync_mcp.engine.ports.push import Move, RemoteBatch, RemoteWriter, RowOutcome
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Oracle

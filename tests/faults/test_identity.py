@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pytest
 
 from dionysus_sync_mcp.domain.errors import StoreRolledBack
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Comparison, Oracle, open_oracle
 from tests.faults.plugin import Scenario

@@ -14,7 +14,8 @@ import pytest
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import TooLarge, Unavailable
 from dionysus_sync_mcp.embedded import neo4j_server
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RemoteWriter, RowOutcome, StoreIdentity
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RemoteWriter, RowOutcome
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Oracle, open_oracle

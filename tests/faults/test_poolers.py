@@ -16,7 +16,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import AccessRefused
 from dionysus_sync_mcp.embedded.neo4j_server import any_free_port
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from tests.faults.oracle import Oracle, open_oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import Stores, run

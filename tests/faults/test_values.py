@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dionysus_sync_mcp.engine.ports import Scope
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Oracle
 from tests.faults.plugin import Scenario

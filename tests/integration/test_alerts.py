@@ -21,7 +21,7 @@ from dionysus_sync_mcp.adapters.webhook import Webhook, signature
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
 from dionysus_sync_mcp.engine import alerts as engine
 from dionysus_sync_mcp.engine.alerts import Alerter
-from dionysus_sync_mcp.engine.ports import DueAlert, NewAlert
+from dionysus_sync_mcp.engine.ports.alerts import DueAlert, NewAlert
 from dionysus_sync_mcp.runtime import Runtime, open_runtime
 from dionysus_sync_mcp.settings import Settings
 from tests.integration.stores import INSERT, Client, graph, plain_client, uid

@@ -7,7 +7,8 @@ import pytest
 
 from dionysus_sync_mcp.adapters.postgres.database import Database, users_path
 from dionysus_sync_mcp.domain.errors import Unavailable
-from dionysus_sync_mcp.engine.ports import Filters, Scope
+from dionysus_sync_mcp.engine.ports.query import Filters
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.roles import role_of
 from tests.integration.stores import INSERT, Client, graph, operations, plain_client, uid

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RowOutcome
 from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.proxy import Proxy, open_proxy
 from tests.integration.stores import INSERT, Client, graph, plain_client, uid

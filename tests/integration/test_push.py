@@ -9,7 +9,8 @@ import pytest
 
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresClaim
 from dionysus_sync_mcp.domain.errors import Refused, TooLarge, Unavailable
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RemoteWriter, RowOutcome, Settlement, StoreIdentity
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RemoteWriter, RowOutcome, Settlement
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 from dionysus_sync_mcp.engine.push import UNLINKED, Pusher, PushResult
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import (

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import pytest
 
 from dionysus_sync_mcp.domain.errors import RemoteDamaged, StoreRolledBack, Unavailable
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RemoteWriter, RowOutcome, StoreIdentity
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RemoteWriter, RowOutcome
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 from dionysus_sync_mcp.engine.push import Pusher, PushResult
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import INSERT, Client, graph, node, remote_digest, uid

@@ -11,7 +11,8 @@ from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.errors import InputError
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.engine.ports import Scope, SessionRow
+from dionysus_sync_mcp.engine.ports.sessions import SessionRow
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.reports import RecoveryReport
 from dionysus_sync_mcp.runtime import Runtime, utc_now
 from tests.integration.stores import (

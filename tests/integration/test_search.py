@@ -13,7 +13,9 @@ from dionysus_sync_mcp.adapters.ollama import OllamaEmbedder
 from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.domain.memory import MemoryChange, Properties, Version
 from dionysus_sync_mcp.engine.embed import EmbedResult, embed_once
-from dionysus_sync_mcp.engine.ports import Filters, FoundMemory, RemoteBatch, StoreIdentity
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch
+from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
 from dionysus_sync_mcp.engine.reports import QueryAnswer
 

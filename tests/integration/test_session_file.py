@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dionysus_sync_mcp.adapters import session_file
 from dionysus_sync_mcp.adapters.session_file import FILE_NAME, SessionFileOnDisk, session_file_path
 from dionysus_sync_mcp.domain.errors import AccessRefused
-from dionysus_sync_mcp.engine.ports import SessionFileContent
+from dionysus_sync_mcp.engine.ports.sessions import SessionFileContent
 from dionysus_sync_mcp.engine.sessions import CurrentSession, start_session
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)

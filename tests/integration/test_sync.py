@@ -3,7 +3,7 @@
 import pytest
 
 from dionysus_sync_mcp.domain.errors import Refused
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.status import PARKED
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import INSERT, Client, graph, uid

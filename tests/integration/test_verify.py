@@ -12,7 +12,7 @@ from dionysus_sync_mcp.domain.drift import DriftClass, Facts
 from dionysus_sync_mcp.domain.errors import StoreRolledBack
 from dionysus_sync_mcp.engine import compare
 from dionysus_sync_mcp.engine.compare import Kind
-from dionysus_sync_mcp.engine.ports import Seen
+from dionysus_sync_mcp.engine.ports.verify import Seen
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import INSERT, Client, graph, history, images, node, plain_client, queue, uid
 from tests.services import postgres

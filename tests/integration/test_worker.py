@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.domain.errors import Unavailable
-from dionysus_sync_mcp.engine.ports import RemoteBatch, RowOutcome
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RowOutcome
 from dionysus_sync_mcp.runtime import Runtime
 from tests.integration.stores import INSERT, Client, graph, node, uid
 from tests.services.local_store import running

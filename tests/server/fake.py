@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError
-from dionysus_sync_mcp.engine.ports import OnProgress, Scope
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     Example,

@@ -13,7 +13,8 @@ from mcp.types import CallToolResult, TextContent
 
 from dionysus_sync_mcp.domain import errors
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError, Unavailable
-from dionysus_sync_mcp.engine.ports import Filters, Scope
+from dionysus_sync_mcp.engine.ports.query import Filters
+from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.server.app import INSTRUCTIONS, Server, build
 from dionysus_sync_mcp.server.tools import explain, tools

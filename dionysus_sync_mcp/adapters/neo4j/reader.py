@@ -7,7 +7,8 @@ from dionysus_sync_mcp.adapters.neo4j.connection import Part
 from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of
 from dionysus_sync_mcp.domain.lineage import RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
-from dionysus_sync_mcp.engine.ports import Holdings, RemoteCounts, Scope
+from dionysus_sync_mcp.engine.ports.recover import Holdings, RemoteCounts
+from dionysus_sync_mcp.engine.ports.shared import Scope
 
 
 class Reader(Part):

@@ -5,7 +5,7 @@ from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Part
 from dionysus_sync_mcp.domain.words import lucene_query
-from dionysus_sync_mcp.engine.ports import Filters, FoundMemory
+from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory
 
 # A hit's content is cut there, so that a page of hits stays bounded whatever the memories hold.
 CONTENT_CHARACTERS = 20_000

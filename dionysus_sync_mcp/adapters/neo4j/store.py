@@ -13,7 +13,7 @@ from dionysus_sync_mcp.adapters.neo4j.vectors import Vectors
 from dionysus_sync_mcp.adapters.neo4j.verifying import Verifying
 from dionysus_sync_mcp.adapters.neo4j.writer import SCHEMA, Writer
 from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError
-from dionysus_sync_mcp.engine.ports import Health
+from dionysus_sync_mcp.engine.ports.shared import Health
 
 
 class RemoteStore(Writer, Reader, Verifying, Vectors, Search):

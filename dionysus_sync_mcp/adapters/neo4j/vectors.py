@@ -6,7 +6,7 @@ from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.domain.embedding import text_hash
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import broken_vector_rule
-from dionysus_sync_mcp.engine.ports import Text, Vector
+from dionysus_sync_mcp.engine.ports.embed import Text, Vector
 
 
 class Vectors(Part):

@@ -8,7 +8,7 @@ from dionysus_sync_mcp.adapters.neo4j.rows import HASH_CHARACTERS, memory_row
 from dionysus_sync_mcp.adapters.neo4j.writer import SCHEMA
 from dionysus_sync_mcp.domain.drift import There
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
-from dionysus_sync_mcp.engine.ports import RemoteTallies, Seen, Tally
+from dionysus_sync_mcp.engine.ports.verify import RemoteTallies, Seen, Tally
 
 CONSTRAINT = "memory_id_unique"
 

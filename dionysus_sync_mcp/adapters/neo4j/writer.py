@@ -7,7 +7,8 @@ from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
 from dionysus_sync_mcp.adapters.neo4j.errors import WHERE
 from dionysus_sync_mcp.adapters.neo4j.rows import lineage_of, memory_parameters
 from dionysus_sync_mcp.domain.errors import LineageMoved, Refused, RemoteDamaged
-from dionysus_sync_mcp.engine.ports import RemoteBatch, Replaced, RowOutcome, StoreIdentity
+from dionysus_sync_mcp.engine.ports.push import RemoteBatch, Replaced, RowOutcome
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 
 SCHEMA = (
     "memory_id_unique",

@@ -4,7 +4,7 @@ import json
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.domain.text import storable, storable_parts
-from dionysus_sync_mcp.engine.ports import DueAlert, NewAlert
+from dionysus_sync_mcp.engine.ports.alerts import DueAlert, NewAlert
 
 PAGE = 1000
 _ERROR_LENGTH = 300

@@ -20,7 +20,7 @@ from dionysus_sync_mcp.domain.errors import (
     TooLarge,
     Unavailable,
 )
-from dionysus_sync_mcp.engine.ports import Health
+from dionysus_sync_mcp.engine.ports.shared import Health
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy

@@ -19,7 +19,8 @@ from dionysus_sync_mcp.domain.adoption import (
     refuse_without_rights,
 )
 from dionysus_sync_mcp.domain.errors import Refused, SchemaMismatch
-from dionysus_sync_mcp.engine.ports import InstallStep, StoreIdentity
+from dionysus_sync_mcp.engine.ports.install import InstallStep
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 
 if TYPE_CHECKING:
     import asyncpg

@@ -16,16 +16,8 @@ from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS, retry_delay
 from dionysus_sync_mcp.domain.context import broken_row
 from dionysus_sync_mcp.domain.errors import DionysusError, LineageMoved, Refused, Unavailable
 from dionysus_sync_mcp.domain.memory import Version, is_plain_time, properties_of
-from dionysus_sync_mcp.engine.ports import (
-    Conflict,
-    LiveVersion,
-    Parking,
-    QueueEntry,
-    Settlement,
-    Stamp,
-    StoreIdentity,
-    SyncEvent,
-)
+from dionysus_sync_mcp.engine.ports.push import Conflict, LiveVersion, Parking, QueueEntry, Settlement, Stamp
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity, SyncEvent
 
 if TYPE_CHECKING:
     import asyncpg

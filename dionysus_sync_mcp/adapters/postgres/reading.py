@@ -8,16 +8,10 @@ from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
-from dionysus_sync_mcp.engine.ports import (
-    Activity,
-    Filters,
-    FoundMemory,
-    LastCheck,
-    LocalState,
-    PastAlert,
-    SessionRow,
-    StoreIdentity,
-)
+from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory
+from dionysus_sync_mcp.engine.ports.sessions import SessionRow
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
+from dionysus_sync_mcp.engine.ports.status import Activity, LastCheck, LocalState, PastAlert
 
 if TYPE_CHECKING:
     import asyncpg

@@ -10,7 +10,8 @@ from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
-from dionysus_sync_mcp.engine.ports import PageResult, Scope, SyncEvent
+from dionysus_sync_mcp.engine.ports.recover import PageResult
+from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
 
 if TYPE_CHECKING:
     from dionysus_sync_mcp.adapters.postgres.database import Connection

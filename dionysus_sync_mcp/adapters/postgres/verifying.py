@@ -18,7 +18,8 @@ from dionysus_sync_mcp.domain.errors import NotAdoptable, Refused
 from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
 from dionysus_sync_mcp.domain.text import storable_parts
-from dionysus_sync_mcp.engine.ports import Due, QueueLook, Seen, SyncEvent, Tally
+from dionysus_sync_mcp.engine.ports.shared import SyncEvent
+from dionysus_sync_mcp.engine.ports.verify import Due, QueueLook, Seen, Tally
 
 if TYPE_CHECKING:
     import asyncpg

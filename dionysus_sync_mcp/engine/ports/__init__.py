@@ -1,0 +1,1 @@
+"""What the use-cases need of the outside, as small Protocols, a module for each use-case."""
