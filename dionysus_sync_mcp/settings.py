@@ -48,6 +48,13 @@ class Settings(BaseSettings):
     dionysus_verify_seconds: float = Field(
         default=300, ge=0, description="Pause between two comparisons of both stores; 0: none unless one is called for."
     )
+    dionysus_incident_deletes: int = Field(default=10, ge=1, description="More deletes than this in the span.")
+    dionysus_incident_updates: int = Field(default=5, ge=1, description="Fewer changed contents are no incident.")
+    dionysus_incident_share: float = Field(
+        default=0.5, gt=0, lt=1, description="Contents of more than this share of the memories changed in the span."
+    )
+    dionysus_incident_seconds: float = Field(default=60, gt=0, le=3600, description="The span.")
+    dionysus_drill_hours: float = Field(default=24, ge=0, description="Pause between two drills; 0: none by itself.")
     dionysus_batch_rows: int = Field(default=1000, ge=1, le=10_000)
     dionysus_batch_bytes: int = Field(default=4_000_000, ge=10_000)
     dionysus_fulltext_analyzer: str = "english"

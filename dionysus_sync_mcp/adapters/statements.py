@@ -15,14 +15,13 @@ _HEADINGS = {
 
 
 def load_sql() -> Mapping[str, str]:
-    """The statements of `sql/queries.sql`, by name."""
-    return _named("sql", folder("sql") / "queries.sql")
+    """The statements of `sql/*.sql`, by name."""
+    return _all_named("sql")
 
 
 def load_cypher() -> Mapping[str, str]:
-    """The statements of `cypher/queries.cypher` and `cypher/schema.cypher`, by name, in the order of the files."""
-    root = folder("cypher")
-    return MappingProxyType({**_named("cypher", root / "schema.cypher"), **_named("cypher", root / "queries.cypher")})
+    """The statements of `cypher/*.cypher`, by name; those of `schema.cypher` in its order."""
+    return _all_named("cypher")
 
 
 def load_migrations() -> list[tuple[str, str]]:
@@ -43,6 +42,18 @@ def folder(name: str) -> Traversable:
         if place.is_dir():
             return place
     raise FileNotFoundError(f"no folder of {name} statements: looked at {packaged} and {checkout}")
+
+
+def _all_named(language: str) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for file in sorted(folder(language).iterdir(), key=lambda f: f.name):
+        if not file.name.endswith(f".{language}"):
+            continue
+        named = _named(language, file)
+        if twice := found.keys() & named.keys():
+            raise ValueError(f"{file}: the statement's name stands in another file too: {', '.join(sorted(twice))}")
+        found |= named
+    return MappingProxyType(found)
 
 
 def _named(language: str, file: Traversable) -> Mapping[str, str]:

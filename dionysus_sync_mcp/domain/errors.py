@@ -10,12 +10,14 @@
     │   ├── OutcomeUnknown         the connection was lost while a commit was under way
     │   └── LineageMoved           the remote store remembers another push than this database; nothing was written
     ├── AccessRefused              wrong password, missing right, unknown database: a person has to act
+    │   └── DatabaseMissing            the server is there, and the database that DATABASE_URL names is not
     ├── Refused                    a service refuses this very piece of work, and would refuse it again
     │   └── TooLarge               the same, because of its size: half of it may be accepted
     ├── NotAdoptable               the table `memories` that was found cannot be used; it was left as it was
     ├── SchemaMismatch             the bookkeeping found is older, newer or other than this program's
     ├── StoreRolledBack            this database is older than what it has pushed: somebody has to decide what counts
     ├── RemoteDamaged              the remote store cannot be written to before it is repaired
+    ├── PlanOutdated               the stores have moved since the plan was made, in a way that changes it
     ├── RecoveryShortfall          not every row that the plan named was restored and verified
     └── EmbeddedError              an embedded service could not be fetched or started
 
@@ -103,6 +105,10 @@ class AccessRefused(DionysusError):
     retryable = True
 
 
+class DatabaseMissing(AccessRefused):
+    """The server is there, and the database that the settings name is not."""
+
+
 class Refused(DionysusError):
     """A service refuses this very piece of work, and would refuse it again."""
 
@@ -129,6 +135,10 @@ class RemoteDamaged(DionysusError):
     """The remote store cannot be written to before it is repaired: two nodes of one memory, a constraint that fails."""
 
     retryable = True
+
+
+class PlanOutdated(DionysusError):
+    """The stores have moved since the plan was made, in a way that changes it; nothing was changed."""
 
 
 class RecoveryShortfall(DionysusError):

@@ -1,11 +1,37 @@
 """Decides what a recovery does with each memory, and whether what it did is what was planned."""
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, NamedTuple
 
 from dionysus_sync_mcp.domain.memory import Digest
 
 PlanClass = Literal["missing_here", "older_here", "identical", "newer_here", "conflicting", "deleted"]
+
+
+class Window(NamedTuple):
+    """The span in which an incident changed memories of one local store; both ends belong to it.
+
+    What it did by other means than this operation does not count: a memory that was inserted meanwhile is good.
+    """
+
+    store: str
+    first: datetime
+    last: datetime
+    operation: Literal["delete", "update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Which state of each memory is meant: the newest, without what these windows changed, or the one of a time.
+
+    Attributes:
+        as_of: The newest state that was captured at or before it; `None` for now.
+    """
+
+    as_of: datetime | None = None
+    without: tuple[Window, ...] = ()
 
 
 def classify(remote: Digest, local: Mapping[str, Digest]) -> PlanClass:

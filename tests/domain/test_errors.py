@@ -51,5 +51,5 @@ def test_an_error_says_what_where_and_what_to_do(error: type[DionysusError]) -> 
 def test_what_can_be_tried_again_says_so() -> None:
     """An outage, and what a person has to mend, can end; a refused row cannot."""
     retryable = {error for error in OURS if error.retryable}
-    assert retryable == {*tree(Unavailable), AccessRefused, StoreRolledBack, RemoteDamaged}
+    assert retryable == {*tree(Unavailable), *tree(AccessRefused), StoreRolledBack, RemoteDamaged}
     assert not {Refused, TooLarge} & retryable

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-AlertKind = Literal["drift", "rolled_back", "failed_for_good"]
+AlertKind = Literal["drift", "rolled_back", "failed_for_good", "incident", "drill_failed"]
 
 
 @dataclass(frozen=True, slots=True)

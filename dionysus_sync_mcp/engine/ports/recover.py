@@ -69,6 +69,25 @@ class PageResult(NamedTuple):
     mismatched: list[str]
 
 
+class Restoration(NamedTuple):
+    """What one local row is to become.
+
+    Attributes:
+        memory: The state that it gets; its `content_hash` is what the row is compared by afterwards.
+        number: The row's `sync_version`.
+        confirmed: The version that the remote store holds now, the row's `synced_version`.
+        is_new: Whether the remote store does not hold this state as its newest: the row is pending then, and queued.
+        overwrites: Hash of the local row that it replaces, which is kept for an undo; a row with another hash stays.
+            `None`: only where there is no row.
+    """
+
+    memory: RemoteMemory
+    number: int
+    confirmed: int
+    is_new: bool = False
+    overwrites: str | None = None
+
+
 class Restorer(Protocol):
     """The local store's side of a recovery."""
 

@@ -1,0 +1,91 @@
+"""What the detection of destruction needs, and the record of incidents on both sides."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from dionysus_sync_mcp.domain.destruction import Incident, Observation, Sight
+
+
+class Observing(Protocol):
+    """What the local store tells of statements that destroy."""
+
+    async def unjudged(self, limit: int) -> list[Observation]:
+        """Those that were not judged yet, by `seq`; one that commits late has an earlier `at` than others."""
+        ...
+
+    async def between(self, first: datetime, last: datetime) -> list[Observation]:
+        """Deletes and updates with `at` in this span, both ends included, judged or not, by `at`."""
+        ...
+
+    async def live(self, memory_ids: Sequence[str]) -> frozenset[str]:
+        """Those of these that are in the table now."""
+        ...
+
+    async def population(self) -> int:
+        """Memories in the table."""
+        ...
+
+    async def sight(self, after_seq: int) -> Sight:
+        """How the store is now, at one moment.
+
+        Raises:
+            DatabaseMissing: The server is there, and the database is not.
+        """
+        ...
+
+    async def remembered(self) -> Sight | None:
+        """The last look on record, by whatever process; `None` for none."""
+        ...
+
+    async def remember(self, sight: Sight) -> None: ...
+
+    async def prune_observations(self) -> int:
+        """Remove a page of those that were judged long ago; how many were."""
+        ...
+
+
+class IncidentBook(Protocol):
+    """The incidents on record in the local store."""
+
+    async def record(self, incidents: Sequence[Incident], judged: Sequence[int]) -> list[Incident]:
+        """Put them on record with an alert each, and mark these observations as judged, all or nothing; the new ones.
+
+        One whose key is on record already widens that one: the earlier restore point, the later end, more rows, and a
+        who where none was known. A closed one stays closed.
+        """
+        ...
+
+    async def incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
+        """Newest first."""
+        ...
+
+    async def incident(self, incident_id: str) -> Incident | None: ...
+
+    async def close(self, incident_id: str, reason: str) -> bool:
+        """Whether it was open until now."""
+        ...
+
+    async def unpublished(self, limit: int) -> list[Incident]:
+        """Those whose present state the remote store does not have."""
+        ...
+
+    async def note_published(self, incidents: Sequence[Incident]) -> None:
+        """The remote store has these states; one that has changed since stays unpublished."""
+        ...
+
+    async def adopt(self, incidents: Sequence[Incident]) -> int:
+        """Put those on record that only the remote store knew; how many were."""
+        ...
+
+
+class RemoteIncidents(Protocol):
+    """The incidents on record in the remote store."""
+
+    async def save_incidents(self, incidents: Sequence[Incident]) -> None:
+        """Idempotent; widens like `IncidentBook.record`; a closed one stays closed."""
+        ...
+
+    async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
+        """Of all local stores, newest first."""
+        ...
