@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+# Looks count the rows of a table up to this: a full count of more would take too long for every other second.
+MOST_COUNTED = 100_000
+
 ObservationKind = Literal["delete", "update", "truncate", "drop", "alter"]
 IncidentKind = Literal[
     "rapid_deletes",  # more deletes than the threshold within the span
@@ -53,13 +56,15 @@ NOBODY_KNOWN = Who()
 class Observation(NamedTuple):
     """A statement that destroyed something, or could be part of it, as the database itself has seen it.
 
-    `at` is just before the first row that it changed. `memory_ids` are those that were deleted, or of which the content
-    was changed; of the other kinds there are none.
+    `at` is just before the first change of it that was captured, `until` just after the last one: the versions that it
+    made lie between. `memory_ids` are those that were deleted, or of which the content was changed; of the other kinds
+    there are none.
     """
 
     seq: int
     kind: ObservationKind
     at: datetime
+    until: datetime
     rows: int
     memory_ids: tuple[str, ...] = ()
     table: int | None = None  # oid of the table that it hit
@@ -108,9 +113,11 @@ class Sight:
         columns: `name type` of each of the user's columns, in order of name.
         triggers: Those of the capture that fire always.
         event_triggers: Whether the database tells of drops and alterations by itself.
-        rows: Memories, counted up to a bound; `None` beyond it.
+        rows: Memories, counted up to `MOST_COUNTED`; `None` for more.
         last_seq: Of the newest observation.
         gone: Rows that observations after the `last_seq` of the look before account for.
+        whole: Whether all of the bookkeeping is there, such as the queue.
+        recovering: Whether a recovery was under way: what it makes anew was not put there by somebody else.
     """
 
     seen_at: datetime
@@ -122,3 +129,5 @@ class Sight:
     rows: int | None = None
     last_seq: int = 0
     gone: int = 0
+    whole: bool = True
+    recovering: bool = False

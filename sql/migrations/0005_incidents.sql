@@ -1,9 +1,11 @@
 -- What was seen of statements that destroy, or that could be part of it: written by the capture and the event triggers in the
--- statement's own transaction. `at` is just before the first row that the statement changed.
+-- statement's own transaction. `at` is just before the statement's first queue entry; `until`, written at the end of the capture,
+-- just after the last one.
 CREATE TABLE IF NOT EXISTS dionysus_sync.observations (
     seq bigserial PRIMARY KEY,
     kind varchar(20) NOT NULL CHECK (kind IN ('delete', 'update', 'truncate', 'drop', 'alter')),
     at timestamptz NOT NULL,
+    until timestamptz NOT NULL DEFAULT clock_timestamp(),
     row_count bigint NOT NULL DEFAULT 0,
     memory_ids uuid[] NOT NULL DEFAULT '{}',
     table_oid oid,
