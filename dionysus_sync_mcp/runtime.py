@@ -26,7 +26,7 @@ from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_f
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
 from dionysus_sync_mcp.adapters.webhook import Webhook
 from dionysus_sync_mcp.domain.drift import Side
-from dionysus_sync_mcp.domain.errors import EmbeddedError, Starting
+from dionysus_sync_mcp.domain.errors import EmbeddedError, InputError, Starting
 from dionysus_sync_mcp.domain.session import project_name
 from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
 from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
@@ -271,10 +271,24 @@ class Runtime:
         )
 
     async def plan_recovery(
-        self, scope: Scope, *, include_deleted: bool = False, on_progress: OnProgress | None = None
+        self,
+        scope: Scope,
+        *,
+        as_of: datetime | None = None,
+        before_incident: str | None = None,
+        include_deleted: bool = False,
+        overwrite_newer: bool = False,
+        only_missing: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> RecoveryPlan:
         """What a recovery would do; changes nothing."""
+        if as_of or before_incident or (overwrite_newer and not only_missing):
+            raise InputError("a recovery in time cannot be planned yet", where="recover")
         return await self._recoverer.plan(scope, utc_now(), include_deleted=include_deleted, on_progress=on_progress)
+
+    def planned_overwrites(self, plan_id: str) -> int:
+        """How many local rows this plan would overwrite."""
+        return len(plan_id[:0])
 
     async def run_recovery(self, plan_id: str, *, on_progress: OnProgress | None = None) -> RecoveryReport:
         """Carry out a plan."""

@@ -25,6 +25,7 @@ from dionysus_sync_mcp.engine.reports import (
 from dionysus_sync_mcp.server.app import App, serve
 
 PLAN_ID = "3f0e7c52-3d5b-4d7c-9d0e-0a6f3f7f9a11"
+RECOVERY_ID = "6a1f4f0e-9d0c-4a53-8f0b-2d0f5f0f7c22"
 MEMORY_ID = "11111111-1111-4111-8111-111111111111"
 HIT = Hit(
     memory_id=MEMORY_ID,
@@ -50,6 +51,8 @@ class FakeProgram:
         self.asked: list[object] = []
         self.touched = 0
         self.released = False
+        self.overwrites = 0
+        self.complete = True
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
         self._note(timeout)
@@ -80,27 +83,51 @@ class FakeProgram:
         return SyncReport(result="success", next_step="Nothing to do.", pushed=3, remaining=0)
 
     async def plan_recovery(
-        self, scope: Scope, *, include_deleted: bool = False, on_progress: OnProgress | None = None
+        self,
+        scope: Scope,
+        *,
+        as_of: datetime | None = None,
+        before_incident: str | None = None,
+        include_deleted: bool = False,
+        overwrite_newer: bool = False,
+        only_missing: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> RecoveryPlan:
-        self._note((scope, include_deleted))
+        self._note((scope, as_of, before_incident, include_deleted, overwrite_newer, only_missing))
         await _count_to_three(on_progress)
         return RecoveryPlan(
             plan_id=PLAN_ID,
             expires_at=datetime.now(UTC) + timedelta(minutes=15),
             next_step="Run the plan.",
+            as_of=as_of,
+            before_incident=before_incident,
             will_restore=3,
+            will_overwrite=self.overwrites,
             counts={"missing_here": 3},
             examples={"missing_here": [Example(memory_id=MEMORY_ID, excerpt="first")]},
             table_missing=True,
         )
 
+    def planned_overwrites(self, plan_id: str) -> int:
+        _know(plan_id)
+        return self.overwrites
+
     async def run_recovery(self, plan_id: str, *, on_progress: OnProgress | None = None) -> RecoveryReport:
         self._note(plan_id)
-        if plan_id != PLAN_ID:
-            raise InputError("there is no such plan", where="plan_id", hint="Plan again.")
+        _know(plan_id)
         await _count_to_three(on_progress)
+        refused = [] if self.complete else [Example(memory_id=MEMORY_ID, reason="content is too long")]
         return RecoveryReport(
-            complete=True, next_step="Nothing to do.", planned=3, restored=3, verified=3, already_there=0
+            complete=self.complete,
+            next_step="Nothing to do.",
+            recovery_id=RECOVERY_ID,
+            planned=3,
+            overwritten=self.overwrites,
+            restored=3 - len(refused),
+            verified=3 - len(refused),
+            already_there=0,
+            refused=refused,
+            refused_count=len(refused),
         )
 
     async def query(self, request: QueryRequest) -> QueryAnswer:
@@ -136,6 +163,11 @@ def fake_app(program: FakeProgram) -> App:
     return App(lambda: opener)
 
 
+def _know(plan_id: str) -> None:
+    if plan_id != PLAN_ID:
+        raise InputError("there is no such plan", where="plan_id", hint="Plan again.")
+
+
 async def _count_to_three(on_progress: OnProgress | None) -> None:
     for count in (1, 2, 3):
         if on_progress is not None:
@@ -161,9 +193,11 @@ def _broken_app() -> App:
 
 
 def main() -> None:
-    """Serve the fake over stdio; with `FAKE_BROKEN` its background fails."""
+    """Serve the fake over stdio; `FAKE_BROKEN` lets its background fail, `FAKE_OVERWRITES` its plan overwrite rows."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    anyio.run(serve, _broken_app() if os.environ.get("FAKE_BROKEN") else fake_app(FakeProgram()))
+    program = FakeProgram()
+    program.overwrites = int(os.environ.get("FAKE_OVERWRITES", "0"))
+    anyio.run(serve, _broken_app() if os.environ.get("FAKE_BROKEN") else fake_app(program))
 
 
 if __name__ == "__main__":

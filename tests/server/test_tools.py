@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -18,15 +19,13 @@ from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.server.app import INSTRUCTIONS, Server, build
 from dionysus_sync_mcp.server.tools import explain, tools
+from tests.commands import COMMAND
 from tests.server.fake import MEMORY_ID, PLAN_ID, FakeProgram, fake_app
 
 NAMES = ["sync_now", "get_sync_status", "recover_from_remote", "query_cross_project"]
 ERAS = [("auto", "2026-07-28"), ("legacy", "2025-11-25")]
 Target = Server | StdioServerParameters
 CLIENT_LIMIT = 2048  # Claude Code cuts descriptions and instructions there
-DESTRUCTIVE = re.compile(
-    r"\b(DROP|TRUNCATE|DELETE\s+FROM|DETACH|ALTER|rm\s+-|dropdb|git\s+reset|purge)\b", re.IGNORECASE
-)
 
 
 @asynccontextmanager
@@ -118,13 +117,21 @@ async def test_twenty_calls_in_flight_are_all_answered(target: Target, mode: str
         ("query_cross_project", {}, "query: is needed"),
         ("query_cross_project", {"query": "x\x00y"}, "query: must not hold a NUL character"),
         ("query_cross_project", {"query": "x" * 10_001}, "query: String should have at most 10000 characters"),
-        ("query_cross_project", {"query": "x", "created_after": "2026-01-01T00:00:00"}, "timezone"),
+        ("query_cross_project", {"query": "x", "created_after": "2026-01-01T00:00:00"}, "has no timezone"),
         ("query_cross_project", {"query": "x", "memory_types": ["emotional"]}, "memory_types.0: Input should be 'epis"),
         ("query_cross_project", {"query": "x", "sessions": ["not-a-uuid"]}, "sessions.0: Input should be a valid UUID"),
         ("sync_now", {"timeout_seconds": 0}, "timeout_seconds: Input should be greater than or equal to 1"),
         ("recover_from_remote", {"memory_ids": ["' OR 1=1"]}, "memory_ids.0: Input should be a valid UUID"),
         ("recover_from_remote", {"plan_id": PLAN_ID, "projects": ["atlas"]}, "a plan is run as it was made"),
+        ("recover_from_remote", {"plan_id": PLAN_ID, "only_missing": True}, "a plan is run as it was made"),
         ("recover_from_remote", {"plan_id": "another"}, "there is no such plan"),
+        (
+            "recover_from_remote",
+            {"as_of": "2026-08-01T12:00:00"},
+            "as_of: has no timezone; add Z for UTC, or an offset",
+        ),
+        ("recover_from_remote", {"as_of": "yesterday"}, "as_of: Input should be a valid datetime"),
+        ("recover_from_remote", {"before_incident": "the last"}, "before_incident: Input should be a valid UUID"),
     ],
 )
 async def test_wrong_argument_gets_one_short_line(
@@ -157,9 +164,12 @@ async def test_arguments_reach_the_engine(program: FakeProgram) -> None:
     }
     async with client_of(program) as client:
         assert not (await client.call_tool("query_cross_project", arguments)).is_error
-        await client.call_tool("recover_from_remote", {"memory_ids": [MEMORY_ID], "include_deleted": True})
+        wanted = {"memory_ids": [MEMORY_ID], "include_deleted": True, "as_of": "2026-08-01T02:00:00+02:00"}
+        await client.call_tool("recover_from_remote", wanted)
+        wanted = {"before_incident": PLAN_ID, "overwrite_newer": True, "only_missing": True}
+        await client.call_tool("recover_from_remote", wanted)
         await client.call_tool("sync_now", {"timeout_seconds": 5, "wait_for_vectors": True, "retry_parked": True})
-    request, recovery, sync = (asked for asked in program.asked if not isinstance(asked, float))
+    request, recovery, incident, sync = (asked for asked in program.asked if not isinstance(asked, float))
     assert isinstance(request, QueryRequest)
     assert request.filters.created_after is not None
     assert request == QueryRequest(
@@ -176,9 +186,11 @@ async def test_arguments_reach_the_engine(program: FakeProgram) -> None:
         detailed=True,
     )
     assert request.filters.created_after.isoformat() == "2026-08-01T00:00:00+00:00"
-    assert recovery == (Scope(memory_ids=(MEMORY_ID,)), True)
+    midnight = datetime(2026, 8, 1, tzinfo=UTC)
+    assert recovery == (Scope(memory_ids=(MEMORY_ID,)), midnight, None, True, False, False)
+    assert incident == (Scope(), None, PLAN_ID, False, True, True)
     assert sync == (5, True, True, False, False)
-    assert program.touched == 3
+    assert program.touched == 4
 
 
 @pytest.mark.parametrize(
@@ -228,7 +240,7 @@ async def test_every_error_says_what_it_means_for_the_data(
     assert text.startswith("Neo4j: the disk is full. Free some space. ")
     assert re.search(r"Nothing was|remote store still has everything", text)
     assert issubclass(kind, InputError) or "get_sync_status" in text or "Plan again" in text
-    assert not DESTRUCTIVE.search(text)
+    assert not COMMAND.search(text)
 
 
 async def test_fault_of_the_program_keeps_its_own_text_out_of_the_reply(
@@ -310,13 +322,37 @@ async def test_descriptions_are_complete_short_and_harmless(program: FakeProgram
         assert tool.output_schema is not None
         for properties in (tool.input_schema["properties"], tool.output_schema["properties"]):
             assert [name for name, schema in properties.items() if not {"description", "$ref"} & schema.keys()] == []
-        assert not DESTRUCTIVE.search(tool.model_dump_json())
+        assert not COMMAND.search(tool.model_dump_json())
     assert len(INSTRUCTIONS) < CLIENT_LIMIT
-    assert not DESTRUCTIVE.search(INSTRUCTIONS)
+    assert not COMMAND.search(INSTRUCTIONS)
     read_only = {tool.name for tool in tools() if tool.annotations and tool.annotations.read_only_hint}
     assert read_only == {"get_sync_status", "query_cross_project"}
+    assert [tool.name for tool in tools() if tool.annotations and tool.annotations.destructive_hint] == [
+        "recover_from_remote"
+    ]
 
 
 def test_a_recovery_cut_short_says_that_planning_again_is_safe() -> None:
     """The remote going away in the middle of a run is the case that an agent must not answer by improvising."""
     assert "planning again finds what is left" in explain(Unavailable("away", where="Neo4j"), "recover_from_remote")
+
+
+@pytest.mark.parametrize("tool", NAMES)
+def test_a_database_that_is_gone_is_for_the_user(tool: str) -> None:
+    """The agent hears that what was pushed is safe, and does not make a database by itself."""
+    said = explain(errors.DatabaseMissing("the database is not there", where="PostgreSQL"), tool)
+    assert "safe in the remote store" in said
+    assert "Tell the user" in said
+
+
+async def test_a_run_that_falls_short_is_an_error_with_counts(program: FakeProgram) -> None:
+    """Never a success: how many, why, and that planning again finds the rest."""
+    program.complete = False
+    async with client_of(program) as client:
+        result = await client.call_tool("recover_from_remote", {"plan_id": PLAN_ID})
+    assert result.is_error
+    text = text_of(result)
+    assert "1 of 3 planned memories are not here" in text
+    assert "2 restored, 2 verified, 0 already there, 1 refused" in text
+    assert f"{MEMORY_ID}: content is too long" in text
+    assert "Plan again" in text
