@@ -32,6 +32,7 @@ class Scenario:
         compared: Comparison | None = None,
         seconds: float | None = None,
         rows: int | None = None,
+        restored: int | None = None,
     ) -> None:
         """Note what one fault did; may be called again, for a test that does several: numbers add up, seconds do not.
 
@@ -42,6 +43,7 @@ class Scenario:
             compared: How the stores compare with the oracle after it.
             seconds: From the end of the fault until they were whole.
             rows: Rows written since the last note, where the oracle's count is not that.
+            restored: Rows that a recovery has brought back and verified.
         """
         run = replace(self.run, engaged=engaged and (self.run.engaged or self.run.rows_written is None))
         if compared is not None:
@@ -51,6 +53,8 @@ class Scenario:
                 rows_lost=(run.rows_lost or 0) + compared.rows_lost,
                 rows_wrong=(run.rows_wrong or 0) + compared.rows_wrong,
             )
+        if restored is not None:
+            run = replace(run, rows_restored=(run.rows_restored or 0) + restored)
         if seconds is not None:
             run = replace(run, seconds_until_whole=max(seconds, run.seconds_until_whole or 0.0))
         self.run = run

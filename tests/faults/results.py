@@ -13,17 +13,20 @@ ONLY_VARIABLE = "DIONYSUS_TEST_FAULT_ONLY"
 Outcome = Literal["passed", "failed", "skipped"]
 WORST: tuple[Outcome, ...] = ("failed", "skipped", "passed")
 HEAD = (
-    "| scenario | fault | took hold | rows written | rows lost | rows wrong | seconds until whole | runs | result |\n"
-    "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    "| scenario | fault | took hold | rows written | rows lost | rows wrong | rows restored | seconds until whole |"
+    " runs | result |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )
+# An entry of a run before this one may lack some.
+NUMBERS = ("rows_written", "rows_lost", "rows_wrong", "rows_restored", "seconds_until_whole")
 INTRODUCTION = """\
 # Faults
 
 Written by `make faults` (`make faults ONLY=5` runs one scenario again and replaces its rows); the same for programs is
 in `results.json`. The program runs as a process on real servers while each fault is done to it or to them. Rows written
 are writes that PostgreSQL had acknowledged to a plain client. Lost is what is afterwards neither in the remote store
-nor queued nor parked; wrong is what a store holds and nobody wrote, or what went back. Seconds until whole count from
-the end of the fault until both stores agree with what was acknowledged, the longest of all runs."""
+nor queued nor parked; wrong is what a store holds and nobody wrote, or what went back; restored is what a recovery
+brought back and verified. Seconds until whole count from the end of the fault (with a recovery: from its start, with
+the plan) until both stores agree with what was acknowledged, the longest of all runs."""
 SOAK = "## Soak\n\nWritten by `make soak`: load with a random fault every minute, and a full comparison after each."
 
 
@@ -45,6 +48,7 @@ class Run:
     rows_lost: int | None = None
     rows_wrong: int | None = None
     seconds_until_whole: float | None = None
+    rows_restored: int | None = None
     reason: str = ""
 
 
@@ -96,6 +100,7 @@ def _entry(scenario: int, fault: str, runs: Sequence[Run]) -> dict[str, Any]:
         "rows_written": _sum(run.rows_written for run in done),
         "rows_lost": _sum(run.rows_lost for run in done),
         "rows_wrong": _sum(run.rows_wrong for run in done),
+        "rows_restored": _sum(run.rows_restored for run in done),
         "seconds_until_whole": round(max(seconds), 2) if seconds else None,
         "runs": len(runs),
         "outcome": outcome,
@@ -111,7 +116,7 @@ def _sum(numbers: Iterable[int | None]) -> int | None:
 def _row(entry: Mapping[str, Any]) -> str:
     engaged = {"passed": "yes" if entry["engaged"] else "**no**"}.get(entry["outcome"], "")
     reason = f": {entry['reason']}" if entry["reason"] else ""
-    numbers = (entry[name] for name in ("rows_written", "rows_lost", "rows_wrong", "seconds_until_whole"))
+    numbers = (entry.get(name) for name in NUMBERS)
     result = f"**{entry['outcome']}**{reason}" if entry["outcome"] != "passed" else "passed"
     cells = (entry["scenario"], entry["fault"], engaged, *map(_shown, numbers), entry["runs"], result)
     return f"| {' | '.join(map(_cell, cells))} |"

@@ -25,7 +25,7 @@ def test_a_failed_run_is_in_the_table_as_failed() -> None:
     """One of several is enough, and then no number is claimed."""
     entries = entries_of([PASSED, Run(1, "killed", "failed", True, 5, 1, 0, None)])
     assert [(e["outcome"], e["engaged"], e["rows_lost"]) for e in entries] == [("failed", False, None)]
-    assert "| 1 | killed |  |  |  |  |  | 2 | **failed** |" in markdown(entries, "here", None)
+    assert "| 1 | killed |  |  |  |  |  |  | 2 | **failed** |" in markdown(entries, "here", None)
 
 
 def test_a_skipped_scenario_says_why() -> None:
@@ -45,6 +45,22 @@ def test_a_run_of_one_scenario_keeps_the_others() -> None:
 def test_the_soak_has_a_table_of_its_own() -> None:
     """Value by name."""
     assert "| rows written | 12,345 |" in markdown([], "here", {"rows_written": 12345})
+
+
+def test_an_entry_of_an_older_run_has_an_empty_cell_for_what_it_lacks() -> None:
+    """A run of one scenario keeps the others, whatever was counted then."""
+    (entry,) = entries_of([PASSED])
+    del entry["rows_restored"]
+    assert "| 1 | killed | yes | 10 | 0 | 0 |  | 1.5 | 1 | passed |" in markdown([entry], "here", None)
+
+
+def test_what_recoveries_brought_back_adds_up() -> None:
+    """Over the faults of a scenario, and over the runs of one fault."""
+    scenario = Scenario(Run(28, "dropped", "passed"))
+    for restored in (10, 5):
+        scenario.note(engaged=True, restored=restored)
+    (entry,) = entries_of([scenario.run, scenario.run])
+    assert entry["rows_restored"] == 30
 
 
 def test_a_scenario_adds_up_what_its_faults_did() -> None:
@@ -112,4 +128,4 @@ def test_a_run_without_scenarios_keeps_what_is_there(tmp_path: Path, request: py
     file.write_text(json_text(entries_of([PASSED])), encoding="utf-8")
     FaultResults(file).pytest_sessionfinish(request.session)
     assert json.loads(file.read_text(encoding="utf-8")) == entries_of([PASSED])
-    assert "| 1 | killed | yes | 10 | 0 | 0 | 1.5 | 1 | passed |" in (tmp_path / "RESULTS.md").read_text("utf-8")
+    assert "| 1 | killed | yes | 10 | 0 | 0 |  | 1.5 | 1 | passed |" in (tmp_path / "RESULTS.md").read_text("utf-8")
