@@ -4,7 +4,7 @@ Nothing is connected before it is needed, and no service has to be there: the ru
 """
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -40,14 +40,19 @@ from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
 from dionysus_sync_mcp.engine.recover import Recoverer
 from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.reports import (
+    DrillReport,
+    IncidentReport,
+    IncidentsReport,
     InitReport,
     InitStep,
+    PurgeReport,
     QueryAnswer,
     RecoveryPlan,
     RecoveryReport,
     SessionReport,
     StatusReport,
     SyncReport,
+    UndoReport,
     VerifyReport,
 )
 from dionysus_sync_mcp.engine.sessions import (
@@ -293,6 +298,39 @@ class Runtime:
     async def run_recovery(self, plan_id: str, *, on_progress: OnProgress | None = None) -> RecoveryReport:
         """Carry out a plan."""
         return await self._recoverer.run(plan_id, utc_now(), on_progress=on_progress)
+
+    async def undo(
+        self, recovery_id: str | None, *, dry_run: bool, on_progress: OnProgress | None = None
+    ) -> UndoReport:
+        """Bring back the rows that a recovery overwrote; see `engine.undo`."""
+        raise InputError(f"not there yet ({recovery_id}, {dry_run}, {on_progress})", where="undo")
+
+    async def drill(self, *, on_progress: OnProgress | None = None) -> DrillReport:
+        """Recover into a scratch schema, compare, and throw it away; see `engine.drill`."""
+        raise InputError(f"not there yet ({on_progress})", where="drill")
+
+    async def incidents(self, *, open_only: bool, limit: int) -> IncidentsReport:
+        """The incidents on record, newest first."""
+        raise InputError(f"not there yet ({open_only}, {limit})", where="incidents")
+
+    async def incident(self, incident_id: str) -> IncidentReport:
+        """One incident."""
+        raise InputError(f"not there yet ({incident_id})", where="incidents")
+
+    async def close_incident(self, incident_id: str, reason: str) -> IncidentReport:
+        """Note that a person has dealt with an incident."""
+        raise InputError(f"not there yet ({incident_id}, {reason})", where="incidents")
+
+    async def purge(
+        self,
+        older_than: timedelta | None,
+        memory_ids: Sequence[str],
+        *,
+        dry_run: bool,
+        on_progress: OnProgress | None = None,
+    ) -> PurgeReport:
+        """Remove history from the remote store for good; see `engine.purge`."""
+        raise InputError(f"not there yet ({older_than}, {memory_ids}, {dry_run}, {on_progress})", where="purge")
 
     async def query(self, request: QueryRequest) -> QueryAnswer:
         """Search the memories of all projects and sessions."""

@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +31,14 @@ from dionysus_sync_mcp.engine.ports.shared import Health, OnProgress, Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
 from dionysus_sync_mcp.engine.reports import (
     CheckReport,
+    DrillReport,
     Example,
+    IncidentReport,
+    IncidentsReport,
     InitReport,
     InitStep,
     LocalReport,
+    PurgeReport,
     QueryAnswer,
     RecoveryPlan,
     RemoteReport,
@@ -43,12 +47,33 @@ from dionysus_sync_mcp.engine.reports import (
     Statistics,
     StatusReport,
     SyncReport,
+    UndoReport,
     VerifyReport,
 )
 from dionysus_sync_mcp.engine.status import PARKED
 from dionysus_sync_mcp.settings import Settings
-from tests.server.fake import HIT, MEMORY_ID, FakeProgram
+from tests.server.fake import HIT, MEMORY_ID, RECOVERY_ID, FakeProgram
 
+INCIDENT = IncidentReport(
+    id=MEMORY_ID,
+    kind="drop",
+    summary="The table memories is gone.",
+    detected_at=datetime(2026, 8, 1, 12, tzinfo=UTC),
+    restore_point=datetime(2026, 8, 1, 11, 59, 59, tzinfo=UTC),
+    last_at=datetime(2026, 8, 1, 11, 59, 59, tzinfo=UTC),
+    rows=3,
+    role="agent",
+    application_name="psql [bold]",
+    pid=4711,
+    statement="D·ROP T·ABLE memories",
+)
+DRILL = DrillReport(
+    result="passed",
+    next_step="Nothing to do.",
+    finished_at=datetime(2026, 8, 1, 3, tzinfo=UTC),
+    recovered=3,
+    verified=3,
+)
 SESSION = SessionReport(session_id=MEMORY_ID, project="atlas", started_at=datetime(2026, 8, 1, tzinfo=UTC))
 AWAY = {
     "DATABASE_URL": "postgresql://someone:hunter2@127.0.0.1:1/x",
@@ -67,6 +92,7 @@ LOCAL = {
     "open_conflicts": 0,
 }
 REMOTE = {"live": 3, "tombstones": 0, "versions": 3, "without_vector": 0}
+TAUGHT_BY_EXAMPLE = ("query", "recover", "undo", "drill", "incidents", "purge")
 COMMANDS = [
     ["init"],
     ["status"],
@@ -77,6 +103,16 @@ COMMANDS = [
     ["verify", "--deep", "--repair", "--yes"],
     ["recover", "--dry-run"],
     ["recover", "--yes"],
+    ["recover", "--before-incident", MEMORY_ID, "--only-missing", "--yes"],
+    ["undo"],
+    ["undo", MEMORY_ID, "--yes"],
+    ["drill"],
+    ["incidents"],
+    ["incidents", "--all"],
+    ["incidents", MEMORY_ID],
+    ["incidents", "--close", MEMORY_ID, "--reason", "it was meant"],
+    ["purge", "--older-than", "90d"],
+    ["purge", "--memory", MEMORY_ID, "--yes"],
     ["session", "show"],
     ["session", "list"],
     ["session", "end"],
@@ -151,6 +187,47 @@ class FakeRuntime(FakeProgram):
             examples={"missing_here": [example]},
             actions={"missing_here": "the row is restored"},
         )
+
+    async def undo(
+        self, recovery_id: str | None, *, dry_run: bool, on_progress: OnProgress | None = None
+    ) -> UndoReport:
+        self._note((recovery_id, dry_run, on_progress is not None))
+        done = not (dry_run or self.incomplete)
+        return UndoReport(
+            recovery_id=recovery_id or RECOVERY_ID,
+            complete=done,
+            dry_run=dry_run,
+            next_step="Nothing to do.",
+            overwritten=self.overwrites,
+            restored=self.overwrites if done else 0,
+        )
+
+    async def drill(self, *, on_progress: OnProgress | None = None) -> DrillReport:
+        self._note(on_progress is not None)
+        return DRILL.model_copy(update={"result": "failed", "missing": 1}) if self.incomplete else DRILL
+
+    async def incidents(self, *, open_only: bool, limit: int) -> IncidentsReport:
+        self._note((open_only, limit))
+        return IncidentsReport(next_step="Call recover_from_remote.", incidents=[INCIDENT])
+
+    async def incident(self, incident_id: str) -> IncidentReport:
+        self._note(incident_id)
+        return INCIDENT
+
+    async def close_incident(self, incident_id: str, reason: str) -> IncidentReport:
+        self._note((incident_id, reason))
+        return INCIDENT.model_copy(update={"closed_at": INCIDENT.detected_at, "closed_reason": reason})
+
+    async def purge(
+        self,
+        older_than: timedelta | None,
+        memory_ids: Sequence[str],
+        *,
+        dry_run: bool,
+        on_progress: OnProgress | None = None,
+    ) -> PurgeReport:
+        self._note((older_than, memory_ids, dry_run, on_progress is not None))
+        return PurgeReport(dry_run=dry_run, next_step="Nothing to do.", versions=5, tombstones=2)
 
     async def query(self, request: QueryRequest) -> QueryAnswer:
         answer = await super().query(request)
@@ -404,6 +481,18 @@ def test_query_options_reach_the_engine(program: FakeRuntime) -> None:
         ["query"],
         ["sync", "--timeout", "0"],
         ["recover", "--memory", "' OR 1=1"],
+        ["recover", "--as-of", "yesterday"],
+        ["recover", "--as-of", "2026-08-01T12:00:00"],
+        ["recover", "--before-incident", "the last one"],
+        ["undo", "the last one"],
+        ["incidents", "--close", MEMORY_ID],
+        ["incidents", "--reason", "it was meant"],
+        ["incidents", MEMORY_ID, "--close", MEMORY_ID, "--reason", "it was meant"],
+        ["purge"],
+        ["purge", "--older-than", "90d", "--memory", MEMORY_ID],
+        ["purge", "--older-than", "0d"],
+        ["purge", "--older-than", "90"],
+        ["purge", "--memory", "' OR 1=1"],
         ["session", "list", "--limit", "0"],
         ["no-such-command"],
         ["status", "--no-such-option"],
@@ -419,7 +508,7 @@ def test_wrong_use_is_2(program: FakeRuntime, args: list[str]) -> None:
 
 def test_recover_asks_and_takes_no_for_an_answer(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal the plan is shown and confirmed; no means that nothing was changed."""
-    monkeypatch.setattr("dionysus_sync_mcp.cli.commands._somebody_is_there", lambda: True)
+    monkeypatch.setattr("dionysus_sync_mcp.cli.recovering._somebody_is_there", lambda: True)
     declined = invoke("recover", typed="n\n")
     assert declined.exit_code == 1
     assert "Nothing was changed." in declined.stderr
@@ -434,7 +523,7 @@ def test_recover_without_a_terminal_needs_yes(program: FakeRuntime) -> None:
     result = invoke("recover", "--project", "atlas", "--include-deleted")
     assert result.exit_code == 2
     assert "--yes" in result.stderr
-    assert program.asked == [(Scope(projects=("atlas",)), True)]
+    assert program.asked == [(Scope(projects=("atlas",)), None, None, True, False, False)]
 
 
 def test_recover_with_nothing_to_bring_back_ends_with_the_plan(
@@ -452,6 +541,122 @@ def test_recover_with_nothing_to_bring_back_ends_with_the_plan(
     result = invoke("recover")
     assert result.exit_code == 0
     assert len(program.asked) == 1
+
+
+def test_recover_options_reach_the_engine(program: FakeRuntime) -> None:
+    """Each by itself; a time with an offset becomes the same moment in UTC."""
+    times = ("2026-08-01T12:00:00Z", "2026-08-01T14:00:00+02:00", "2026-08-01 12:00:00+00:00")
+    for time in times:
+        assert invoke("recover", "--dry-run", "--as-of", time).exit_code == 0
+    noon = datetime(2026, 8, 1, 12, tzinfo=UTC)
+    assert program.asked == [(Scope(), noon, None, False, False, False)] * len(times)
+    program.asked.clear()
+    assert invoke("recover", "--dry-run", "--before-incident", MEMORY_ID, "--overwrite-newer").exit_code == 0
+    assert invoke("recover", "--dry-run", "--memory", MEMORY_ID, "--only-missing").exit_code == 0
+    assert program.asked == [
+        (Scope(), None, MEMORY_ID, False, True, False),
+        (Scope(memory_ids=(MEMORY_ID,)), None, None, False, False, True),
+    ]
+
+
+@pytest.mark.usefixtures("program")
+def test_a_time_without_an_offset_is_told_what_it_lacks() -> None:
+    """It could be anybody's."""
+    assert "add Z for UTC, or an offset" in invoke("recover", "--as-of", "2026-08-01T12:00:00").stderr
+
+
+def test_recover_says_how_many_rows_it_overwrites_before_it_asks(
+    program: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And afterwards, how to take that back."""
+    monkeypatch.setattr("dionysus_sync_mcp.cli.recovering._somebody_is_there", lambda: True)
+    program.overwrites = 2
+    declined = invoke("recover", typed="n\n")
+    assert declined.exit_code == 1
+    assert "2 of them overwrite rows that are here" in declined.stdout
+    assert "Bring 3 memories back now, overwriting 2 rows that are here?" in declined.stderr
+    agreed = invoke("recover", typed="y\n")
+    assert agreed.exit_code == 0
+    assert f"overwritten 2; 'dionysus-sync-mcp undo {RECOVERY_ID}' brings back what they held" in agreed.stdout
+
+
+def test_a_recovery_that_falls_short_is_1(program: FakeRuntime) -> None:
+    """With the counts and the reason of what was refused."""
+    program.complete = False
+    result = invoke("recover", "--yes")
+    assert result.exit_code == 1
+    assert "planned 3, restored 2, verified 2" in result.stdout
+    assert "content is too long" in result.stdout
+
+
+def test_undo_only_looks_unless_somebody_agrees(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody can be asked it takes --yes; on a terminal the answer counts."""
+    program.overwrites = 2
+    looked = invoke("undo")
+    assert (looked.exit_code, program.asked) == (0, [(None, True, True)])
+    assert "2 would be brought back" in looked.stdout
+    monkeypatch.setattr("dionysus_sync_mcp.cli.recovering._somebody_is_there", lambda: True)
+    program.asked.clear()
+    assert invoke("undo", typed="n\n").exit_code == 1
+    assert program.asked == [(None, True, True)]
+    program.asked.clear()
+    done = invoke("undo", typed="y\n")
+    assert (done.exit_code, program.asked) == (0, [(None, True, True), (RECOVERY_ID, False, True)])
+    assert "2 brought back, verified" in done.stdout
+
+
+def test_undo_that_falls_short_is_1(program: FakeRuntime) -> None:
+    """Rows that could not be brought back."""
+    program.overwrites = 2
+    program.incomplete = True
+    assert invoke("undo", MEMORY_ID, "--yes").exit_code == 1
+    assert program.asked == [(MEMORY_ID, True, True), (MEMORY_ID, False, True)]
+
+
+def test_a_drill_that_does_not_pass_is_1(program: FakeRuntime) -> None:
+    """So that a scheduler notices."""
+    program.incomplete = True
+    result = invoke("drill")
+    assert result.exit_code == 1
+    assert "failed, 2026-08-01 03:00:00: 3 recovered, 3 verified, 1 missing" in result.stdout
+
+
+def test_incidents_are_listed_with_their_whole_ids_and_who_did_it(program: FakeRuntime) -> None:
+    """Markup in a client's name stays text."""
+    shown = invoke("incidents").stdout
+    assert program.asked == [(True, 50)]
+    assert "OPEN  The table memories is gone." in shown
+    assert MEMORY_ID in shown
+    assert "by agent, psql [bold], pid 4711" in shown
+    assert "D·ROP T·ABLE memories" in invoke("incidents", MEMORY_ID).stdout
+    closed = invoke("incidents", "--close", MEMORY_ID, "--reason", " it was meant ").stdout
+    assert program.asked[-1] == (MEMORY_ID, "it was meant")
+    assert "closed" in closed
+
+
+def test_status_shows_incidents_first_and_the_last_drill(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before warnings and services; those beyond the shown ones are counted."""
+    plain = program.status
+
+    async def status(timeout: float = 1.5) -> StatusReport:
+        found = {"incidents": [INCIDENT], "open_incidents": 3, "last_drill": DRILL, "warnings": ["a warning"]}
+        return (await plain(timeout)).model_copy(update=found)
+
+    monkeypatch.setattr(program, "status", status)
+    lines = invoke("status").stdout.splitlines()
+    assert lines[0] == "OPEN  The table memories is gone."
+    assert lines[2:4] == ["2 more: 'dionysus-sync-mcp incidents' lists them.", "! a warning"]
+    assert any(line.startswith("last drill") or "last drill" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30m", 1800), ("12h", 43_200), ("90d", 7_776_000), ("2w", 1_209_600), ("1D", 86_400)]
+)
+def test_a_purge_by_age_is_a_dry_run_unless_it_is_told_otherwise(program: FakeRuntime, text: str, seconds: int) -> None:
+    """Spans are a number and a unit."""
+    assert invoke("purge", "--older-than", text).exit_code == 0
+    assert invoke("purge", "--older-than", text, "--yes").exit_code == 0
+    assert program.asked == [(timedelta(seconds=seconds), (), dry_run, True) for dry_run in (True, False)]
 
 
 def test_contents_cannot_act_on_the_terminal(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,14 +677,16 @@ def test_contents_cannot_act_on_the_terminal(program: FakeRuntime, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "args", [[], ["query"], ["recover"], ["session"], ["embedded"], ["session", "end"]], ids=" ".join
+    "args",
+    [[], ["session"], ["embedded"], *([name] for name in TAUGHT_BY_EXAMPLE), ["session", "end"]],
+    ids=" ".join,
 )
 def test_help_teaches(args: list[str]) -> None:
     """Every level explains itself, without opening anything."""
     result = invoke(*args, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
-    if args and args[-1] in {"query", "recover", "end"}:
+    if args and args[-1] in {*TAUGHT_BY_EXAMPLE, "end"}:
         assert "Example: dionysus-sync-mcp" in result.stdout
 
 

@@ -5,18 +5,17 @@ import sys
 from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, Field
 from rich.console import Console
 
-from dionysus_sync_mcp.cli import output
+from dionysus_sync_mcp.cli import output, recovering
+from dionysus_sync_mcp.cli.options import Json, Projects, Sessions, exit_unless, texts
 from dionysus_sync_mcp.cli.running import PATIENCE_SECONDS, embedded_home, run, run_plain, until_signal
-from dionysus_sync_mcp.domain.errors import DionysusError, InputError
+from dionysus_sync_mcp.domain.errors import DionysusError
 from dionysus_sync_mcp.engine.ports.query import Filters
-from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.query import MOST_ITEMS, QueryRequest
 from dionysus_sync_mcp.engine.sessions import MOST_LISTED
 from dionysus_sync_mcp.engine.verify import LIMIT
@@ -25,7 +24,7 @@ from dionysus_sync_mcp.settings import Settings
 if TYPE_CHECKING:
     from dionysus_sync_mcp.demo import DemoReport
     from dionysus_sync_mcp.embedded.services import EmbeddedStatus
-    from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport, SessionReport, SyncReport, VerifyReport
+    from dionysus_sync_mcp.engine.reports import SessionReport, SyncReport, VerifyReport
     from dionysus_sync_mcp.runtime import Runtime
 
 DISTRIBUTION = "dionysus-sync-mcp"
@@ -53,9 +52,14 @@ embedded_app = typer.Typer(help="The PostgreSQL and the Neo4j that the program r
 app.add_typer(session_app, name="session")
 app.add_typer(embedded_app, name="embedded")
 
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, alone on stdout.")]
-Projects = Annotated[list[str] | None, typer.Option("--project", help="Only this project; can be repeated.")]
-Sessions = Annotated[list[UUID] | None, typer.Option("--session", help="Only this session; can be repeated.")]
+for command in (
+    recovering.recover,
+    recovering.undo,
+    recovering.incidents,
+    recovering.drill,
+    recovering.purge,
+):
+    app.command()(command)
 
 
 class MemoryType(StrEnum):
@@ -159,7 +163,7 @@ def doctor(*, as_json: Json = False) -> None:
     else:
         output.show_doctor(report)
     readable = report.local is not None and report.remote is not None
-    _exit_unless(readable and all(service.up for service in report.services))
+    exit_unless(readable and all(service.up for service in report.services))
 
 
 @app.command()
@@ -197,7 +201,7 @@ def sync(
         output.show_json(report)
     else:
         output.show_sync(report)
-    _exit_unless(report.result == "success")
+    exit_unless(report.result == "success")
 
 
 @app.command()
@@ -223,7 +227,7 @@ def query(
     """
     filters = Filters(
         tuple(projects or ()),
-        _texts(sessions),
+        texts(sessions),
         tuple(one.value for one in memory_types or ()),
         tuple(tags or ()),
         _aware(after),
@@ -235,51 +239,7 @@ def query(
         output.show_json(answer)
     else:
         output.show_query(answer)
-    _exit_unless(answer.searched != "nothing")
-
-
-@app.command()
-def recover(
-    *,
-    projects: Projects = None,
-    sessions: Sessions = None,
-    memory_ids: Annotated[
-        list[UUID] | None, typer.Option("--memory", help="Only this memory; can be repeated.")
-    ] = None,
-    include_deleted: Annotated[
-        bool, typer.Option("--include-deleted", help="Also bring back what was deleted on purpose.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Run the plan without asking.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Bring missing memories back from the remote store: first a plan, then, if you agree, the run.
-
-    Each row that comes back is verified. Nothing that is there is touched. Safe to repeat.
-
-    Example: dionysus-sync-mcp recover --dry-run
-
-    Example: dionysus-sync-mcp recover --project shop --yes
-    """
-    scope = Scope(tuple(projects or ()), _texts(sessions), _texts(memory_ids))
-
-    async def work(runtime: "Runtime") -> "RecoveryPlan | RecoveryReport":
-        with output.progress() as on_progress:
-            plan = await runtime.plan_recovery(scope, include_deleted=include_deleted, on_progress=on_progress)
-        output.show_plan(plan, Console(stderr=as_json, soft_wrap=True, highlight=False))
-        if dry_run or not (plan.will_restore or plan.table_missing):
-            return plan
-        _ask(yes=yes)
-        with output.progress() as on_progress:
-            return await runtime.run_recovery(plan.plan_id, on_progress=on_progress)
-
-    report = run(work, as_json=as_json, remote=True)
-    if as_json:
-        output.show_json(report)
-    complete = getattr(report, "complete", None)
-    if not as_json and complete is not None:
-        output.show_recovery(cast("RecoveryReport", report))
-    _exit_unless(complete is not False)
+    exit_unless(answer.searched != "nothing")
 
 
 @app.command()
@@ -331,20 +291,7 @@ def _verify(*, deep: bool, repair: bool, yes: bool, limit: int, prefer: Preferre
         output.show_json(report)
     else:
         output.show_verify(report)
-    _exit_unless(report.result == "clean")
-
-
-def _ask(*, yes: bool) -> None:
-    if yes:
-        return
-    if not _somebody_is_there():
-        raise InputError("nobody can be asked here", where="recover", hint="Give --yes to run the plan.")
-    if not typer.confirm("Bring them back now?", err=True):
-        raise DionysusError("the plan was not run", where="recover", hint="Nothing was changed.")
-
-
-def _somebody_is_there() -> bool:
-    return sys.stdin.isatty()
+    exit_unless(report.result == "clean")
 
 
 @session_app.command("show")
@@ -459,17 +406,8 @@ def demo(*, as_json: Json = False) -> None:
     report = run_plain(work, as_json=as_json)
     if as_json:
         output.show_json(report)
-    _exit_unless(report.complete)
-
-
-def _texts(ids: list[UUID] | None) -> tuple[str, ...]:
-    return tuple(str(one) for one in ids or ())
+    exit_unless(report.complete)
 
 
 def _aware(time: datetime | None) -> datetime | None:
     return time.astimezone() if time is not None else None
-
-
-def _exit_unless(done: bool) -> None:
-    if not done:
-        raise typer.Exit(1)

@@ -18,10 +18,10 @@ from rich.text import Text
 from dionysus_sync_mcp.domain.errors import DionysusError
 from dionysus_sync_mcp.domain.text import line, visible
 from dionysus_sync_mcp.engine.reports import (
+    DrillReport,
+    IncidentReport,
     InitReport,
     QueryAnswer,
-    RecoveryPlan,
-    RecoveryReport,
     ServiceReport,
     SessionReport,
     StatusReport,
@@ -150,15 +150,19 @@ def show_init(report: InitReport) -> None:
 
 
 def show_status(report: StatusReport) -> None:
-    """Warnings first, then each service, the stores and the next step."""
+    """Incidents first, then warnings, each service, the stores and the next step."""
     console = stdout_console()
-    _warn(console, report.warnings)
+    for one in report.incidents:
+        print_incident(console, one)
+    if (more := report.open_incidents - len(report.incidents)) > 0:
+        console.print(f"{more} more: 'dionysus-sync-mcp incidents' lists them.")
+    show_warnings(console, report.warnings)
     console.print(_services(report.services))
     facts = Table(show_header=False, box=None)
     for name, value in _facts(report):
         facts.add_row(name, Text(value))
     console.print(facts)
-    _next(console, report.next_step)
+    show_next(console, report.next_step)
 
 
 def _facts(report: StatusReport) -> Iterator[tuple[str, str]]:
@@ -180,10 +184,35 @@ def _facts(report: StatusReport) -> Iterator[tuple[str, str]]:
     if report.last_check is not None:
         check = report.last_check
         yield "last check", f"{check.finished_at:%Y-%m-%d %H:%M:%S}, {check.kind}: {check.result}"
+    if report.last_drill is not None:
+        yield "last drill", drill_line(report.last_drill)
     if report.statistics is not None:
         done = report.statistics
         yield "last 24 hours", f"{done.pushed} changes in {done.pushes} pushes, {done.conflicts} conflicts"
     yield "version", report.version
+
+
+def print_incident(console: Console, one: IncidentReport) -> None:
+    """What happened, and below it the id with when and who."""
+    state = f"closed {one.closed_at:%Y-%m-%d %H:%M}" if one.closed_at else "OPEN"
+    console.print(Text(f"{state}  {line(one.summary, WIDEST)}", "bold" if one.closed_at else "bold red"))
+    by = f"  by {line(who(one), WIDEST)}" if who(one) else ""
+    console.print(Text(f"    {one.id}  {one.detected_at:%Y-%m-%d %H:%M:%S}  {one.rows} memories{by}"))
+
+
+def who(one: IncidentReport) -> str:
+    """Who did it, as far as PostgreSQL tells."""
+    pid = f"pid {one.pid}" if one.pid else None
+    return ", ".join(part for part in (one.role, one.application_name, one.client_address, pid) if part)
+
+
+def drill_line(report: DrillReport) -> str:
+    """A drill in one line."""
+    return (
+        f"{report.result}, {report.finished_at:%Y-%m-%d %H:%M:%S}: {report.recovered} recovered, "
+        f"{report.verified} verified, {report.missing} missing, {report.different} different, "
+        f"{report.left_out} left out ({report.duration_ms / 1000:.1f} s)"
+    )
 
 
 def show_doctor(report: StatusReport) -> None:
@@ -195,8 +224,8 @@ def show_doctor(report: StatusReport) -> None:
             console.print(Text(f"{service.service}: {fault}"))
         if service.hint:
             console.print(Text(f"{service.service}: {for_people(service.hint)}"))
-    _warn(console, report.warnings)
-    _next(console, report.next_step)
+    show_warnings(console, report.warnings)
+    show_next(console, report.next_step)
 
 
 def _services(services: Sequence[ServiceReport]) -> Table:
@@ -211,7 +240,7 @@ def _services(services: Sequence[ServiceReport]) -> Table:
 def show_sync(report: SyncReport) -> None:
     """What was pushed and what is left."""
     console = stdout_console()
-    _warn(console, report.warnings)
+    show_warnings(console, report.warnings)
     outcomes = ", ".join(f"{count} {name}" for name, count in report.outcomes.items() if count)
     console.print(
         Text(f"{report.result}: {report.pushed} pushed ({outcomes or 'nothing new'}), {report.parked} parked")
@@ -223,13 +252,13 @@ def show_sync(report: SyncReport) -> None:
     if report.check is not None:
         console.print(Text(f"compared: {report.check.result}, {report.check.differences} differences"))
     console.print(Text(f"still waiting: {_or_unknown(report.remaining)}; vectors made: {report.embedded}"))
-    _next(console, report.next_step)
+    show_next(console, report.next_step)
 
 
 def show_query(answer: QueryAnswer) -> None:
     """The hits, best first."""
     console = stdout_console()
-    _warn(console, answer.warnings)
+    show_warnings(console, answer.warnings)
     for i, hit in enumerate(answer.items, 1):
         origin = " · ".join(
             part for part in (hit.project, hit.memory_type, hit.created_at, ", ".join(hit.tags)) if part
@@ -237,42 +266,15 @@ def show_query(answer: QueryAnswer) -> None:
         console.print(Text(f"{i}. {line(origin, WIDEST)}  [{hit.score:.2f}, {' and '.join(hit.matched)}]", "bold"))
         console.print(Text(visible(hit.content)))
         console.print(Text(f"   {hit.memory_id}", "dim"))
-    _next(console, answer.next_step)
+    show_next(console, answer.next_step)
     if answer.next_cursor:
         console.print(Text(f"next page: --cursor {answer.next_cursor}"))
-
-
-def show_plan(plan: RecoveryPlan, console: Console) -> None:
-    """Memories by class, with examples."""
-    _warn(console, plan.warnings)
-    table = Table("memories", "count", "for example")
-    for name, count in plan.counts.items():
-        shown = "; ".join(line(example.excerpt, 40) for example in plan.examples.get(name, [])[:2])
-        table.add_row(name.replace("_", " "), str(count), Text(shown))
-    console.print(table)
-    if plan.table_missing:
-        console.print("The table `memories` is missing and would be created again.")
-    console.print(f"{plan.will_restore} memories would be brought back; nothing that is here would be touched.")
-
-
-def show_recovery(report: RecoveryReport) -> None:
-    """What came back, and whether each row was verified."""
-    console = stdout_console()
-    _warn(console, report.warnings)
-    console.print(
-        f"planned {report.planned}, restored {report.restored}, verified {report.verified}, "
-        f"already there {report.already_there}, refused {report.refused_count}, invalid {report.invalid_count} "
-        f"({report.duration_ms / 1000:.1f} s)"
-    )
-    for example in (*report.refused, *report.invalid):
-        console.print(Text(f"{example.memory_id}: {line(example.reason or '', WIDEST)}"))
-    _next(console, report.next_step)
 
 
 def show_verify(report: VerifyReport) -> None:
     """Differences by class, with examples, and what is or would be done about each."""
     console = stdout_console()
-    _warn(console, report.warnings)
+    show_warnings(console, report.warnings)
     if report.counts:
         table = Table("difference", "memories", "mended", "what a repair does", "for example")
         for name, count in report.counts.items():
@@ -284,7 +286,7 @@ def show_verify(report: VerifyReport) -> None:
         f"{report.result}: {report.local_memories} memories here, {report.remote_memories} there, "
         f"{report.left_out} left out ({report.kind}, {report.duration_ms / 1000:.1f} s)"
     )
-    _next(console, report.next_step)
+    show_next(console, report.next_step)
 
 
 def show_sessions(sessions: Sequence[SessionReport]) -> None:
@@ -317,10 +319,12 @@ def _or_unknown(count: int | None) -> str:
     return "unknown" if count is None else str(count)
 
 
-def _warn(console: Console, warnings: Sequence[str]) -> None:
+def show_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """A line each, before everything else."""
     for warning in warnings:
         console.print(Text(f"! {for_people(warning)}", "bold yellow"))
 
 
-def _next(console: Console, next_step: str) -> None:
+def show_next(console: Console, next_step: str) -> None:
+    """The one thing to do next, after everything else."""
     console.print(Text(f"→ {for_people(next_step)}"))
