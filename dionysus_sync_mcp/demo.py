@@ -26,12 +26,14 @@ from rich.table import Table
 
 from dionysus_sync_mcp.adapters.statements import load_sql
 from dionysus_sync_mcp.domain.errors import RecoveryShortfall
+from dionysus_sync_mcp.domain.text import clause
 from dionysus_sync_mcp.embedded.home import Home
 from dionysus_sync_mcp.embedded.processes import Process, this_process
 from dionysus_sync_mcp.embedded.services import Lease, Progress, acquire, default_home, down
 from dionysus_sync_mcp.settings import Settings
 
 MEMORIES = 3000
+MADE_UP = 5
 MOST_OF_ONE_PACKAGE = 200
 SHORTEST, LONGEST = 60, 2000
 QUESTIONS = 5
@@ -89,6 +91,9 @@ class _Demo:
         self._database = database
         self._client = client
         self.images: dict[UUID, str] = {}
+        self._made_up: frozenset[UUID] = frozenset()
+        self._destroyed_at = 0.0
+        self._incident_id = ""
         self._plan_id = ""
         self.lost = 0
         self.found = 0
@@ -119,25 +124,37 @@ class _Demo:
         return f"{report['remote']['live']} memories in the remote store, {report['exposure']['unsynced']} unsynced"
 
     async def destroy(self) -> str:
-        """What an agent does by mistake, done by a plain client. The SQL is named nowhere that an agent reads."""
-        await self._database.execute(load_sql()["demo_destruction"])
-        return "the table and every row are gone"
+        """What an agent is known to have done, by a plain client. The SQL is named nowhere that an agent reads."""
+        statements = load_sql()
+        await self._database.execute(statements["demo_destruction"])
+        self._destroyed_at = time.monotonic()
+        made_up = await self._database.fetch(statements["demo_made_up"], MADE_UP)
+        self._made_up = frozenset(row["id"] for row in made_up)
+        return f"the table is gone with every row, and a new one has {len(made_up)} made-up rows"
 
     async def notice(self) -> str:
         """The status says what happened, first."""
-        report = await self._call("get_sync_status")
-        _expect(not report["local"]["table_present"], "the loss was not noticed")
-        return str(report["warnings"][0])
+        incidents: list[dict[str, Any]] = []
+        with anyio.move_on_after(PATIENCE_SECONDS):
+            while not incidents:
+                incidents = (await self._call("get_sync_status"))["incidents"]
+        _expect(bool(incidents), f"the incident was not seen within {PATIENCE_SECONDS} seconds")
+        seconds = time.monotonic() - self._destroyed_at
+        self._incident_id = incidents[0]["id"]
+        return f"seen and told within {seconds:.1f} s: {clause(incidents[0]['summary'])}"
 
     async def plan(self) -> str:
-        """Plan the recovery; changes nothing."""
-        reply = await self._call("recover_from_remote")
-        self._plan_id = reply["plan"]["plan_id"]
-        return f"would restore {reply['plan']['will_restore']} memories"
+        """Plan the recovery of what the incident destroyed; changes nothing."""
+        plan = (await self._call("recover_from_remote", before_incident=self._incident_id))["plan"]
+        _expect(plan["will_restore"] == len(self.images), f"the plan names {plan['will_restore']} memories")
+        _expect(not plan["will_overwrite"], f"the plan overwrites {plan['will_overwrite']} rows")
+        self._plan_id = plan["plan_id"]
+        return f"would restore {plan['will_restore']} memories and overwrite nothing"
 
     async def recover(self) -> str:
         """Run the plan."""
         report = (await self._call("recover_from_remote", plan_id=self._plan_id))["report"]
+        _expect(report["verified"] == len(self.images), f"{report['verified']} hashes were verified")
         return f"{report['restored']} restored, {report['verified']} hashes verified"
 
     async def compare(self) -> str:
@@ -145,7 +162,11 @@ class _Demo:
         now = await self._read_images()
         self.lost = sum(now.get(memory_id) != image for memory_id, image in self.images.items())
         _expect(not self.lost, f"{self.lost} of {len(self.images)} memories are not as they were")
-        return f"{len(self.images)} rows are as they were, column by column"
+        _expect(
+            now.keys() == self.images.keys() | self._made_up, "rows are here that nobody wrote, or made-up ones went"
+        )
+        kept = f"the {len(self._made_up)} made-up ones are still here, since a recovery removes nothing"
+        return f"{len(self.images)} rows are as they were, column by column; {kept}"
 
     async def ask(self) -> str:
         """Ask for memories of several packages by some of their words; each has to be among the hits."""
@@ -214,8 +235,8 @@ async def _tell(story: _Story, demo: _Demo) -> None:
     await story.step("sync_now", demo.sync)
     await story.step("get_sync_status", demo.status)
     await story.step("An agent destroys the table", demo.destroy)
-    await story.step("get_sync_status notices", demo.notice)
-    await story.step("recover_from_remote plans", demo.plan)
+    await story.step("get_sync_status shows the incident", demo.notice)
+    await story.step("recover_from_remote plans before_incident", demo.plan)
     await story.step("recover_from_remote runs", demo.recover)
     await story.step("Every row is compared", demo.compare)
     await story.step("query_cross_project", demo.ask)

@@ -956,14 +956,6 @@ SELECT id::text AS id, project_id, started_at, last_activity_at, ended_at, summa
 FROM dionysus_sync.sessions WHERE $1::text IS NULL OR project_id = $1
 ORDER BY started_at DESC, id LIMIT $2
 
--- demo_images --
--- Every column of every row, without the sync columns: what the demo compares before and after.
-SELECT id, (to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns())::text AS image FROM memories AS dionysus_row ORDER BY id
-
--- demo_destruction --
--- What the demo's careless client does to the demo's own database.
-DROP TABLE memories
-
 -- raise_alert --
 -- $1 key, $2 kind, $3 summary, $4 details as JSON; no row if this event has its alert already.
 INSERT INTO dionysus_sync.alerts (key, kind, summary, details) VALUES ($1, $2, $3, $4::jsonb)

@@ -66,6 +66,9 @@ async def test_the_demo_loses_nothing(ollama_url: str) -> None:
     assert report.memories > 500
     assert report.lost == 0
     assert left == []
+    results = [step.result for step in report.steps]
+    assert any("seen and told within" in result for result in results)
+    assert any("5 made-up ones are still here" in result for result in results)
 
 
 async def test_an_interrupted_demo_leaves_nothing_and_clears_what_a_killed_one_left() -> None:
