@@ -1,8 +1,13 @@
 """Decides what of the captured changes, and of the looks at the table, is an incident."""
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+from uuid import UUID, uuid5
+
+from dionysus_sync_mcp.domain.text import clause, defused
 
 # Looks count the rows of a table up to this: a full count of more would take too long for every other second.
 MOST_COUNTED = 100_000
@@ -131,3 +136,452 @@ class Sight:
     gone: int = 0
     whole: bool = True
     recovering: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What observations are judged by.
+
+    Attributes:
+        new: Those that nobody has judged yet.
+        around: Deletes and updates within a span of the new ones, the new ones too; others that nobody has judged yet
+            do not count before it is their turn.
+        live: Of the deleted ids, those that are in the table now.
+        population: Memories in the table now.
+        known: Incidents of this store, closed ones too.
+    """
+
+    new: Sequence[Observation]
+    around: Sequence[Observation] = ()
+    live: frozenset[str] = frozenset()
+    population: int = 0
+    known: Sequence[Incident] = ()
+
+
+class Questions(NamedTuple):
+    """What has to be asked of the table before observations can be judged; nothing, as a rule."""
+
+    deleted: frozenset[str]
+    population: bool
+
+
+# Statements of one client within this time are taken for one event: a schema is gone with all that was in it.
+ONE_EVENT = timedelta(seconds=1)
+RENAMED = "renamed"
+LONGEST_WHO = 100
+LONGEST_DETAIL = 200
+# An incident keeps the kind that says most of it; what the database tells itself comes before what a look finds.
+_SAYS_MORE: Mapping[IncidentKind, int] = {
+    "database_missing": 3,
+    "drop": 2,
+    "truncate": 2,
+    "alter": 2,
+    "rapid_deletes": 2,
+    "bulk_update": 2,
+    "table_missing": 1,
+    "table_recreated": 1,
+}
+
+
+def incident_id(store: str, key: str) -> str:
+    """The id of the event `key` of a local store: the same in every process, and on both sides."""
+    return str(uuid5(UUID(store), key))
+
+
+def questions(new: Sequence[Observation], around: Sequence[Observation], thresholds: Thresholds) -> Questions:
+    """What the judging of these needs to know: the table is asked only where an answer could matter."""
+    updated = {id_ for o in around if o.kind == "update" for id_ in o.memory_ids}
+    population = any(o.kind == "update" for o in new) and len(updated) >= thresholds.updates
+    deleted = frozenset(id_ for o in around if o.kind == "delete" for id_ in o.memory_ids)
+    many = any(o.kind == "delete" for o in new) and len(deleted) > thresholds.deletes
+    return Questions(deleted if many or population else frozenset(), population)
+
+
+def judge(seen: Evidence, thresholds: Thresholds, store: str, now: datetime) -> list[Incident]:
+    """The incidents that the new observations make, or widen.
+
+    A burst is every statement that lies in a span with too many memories in it: a single change some time after it is
+    none of it.
+    """
+    gone = [_Hit(o, frozenset(o.memory_ids) - seen.live) for o in _of("delete", seen.around)]
+    changed = [_Hit(o, frozenset(o.memory_ids)) for o in _of("update", seen.around)]
+    lost = {id_ for hit in gone for id_ in hit.ids}
+    before = seen.population + len(lost) + sum(o.rows for o in seen.new if o.kind in ("truncate", "drop"))
+    enough = max(thresholds.updates, math.floor(thresholds.share * before) + 1)
+    bursts = (
+        *_bursts("rapid_deletes", gone, thresholds.deletes + 1, seen, thresholds.seconds),
+        *_bursts("bulk_update", changed, enough, seen, thresholds.seconds),
+    )
+    return [
+        *(_burst_incident(burst, seen, thresholds, store, now, before) for burst in bursts),
+        *_events(seen, store, now),
+    ]
+
+
+def widened(known: Incident, seen: Incident) -> Incident:
+    """An incident on record, and what was seen of it since, as one; the same one where that is nothing new.
+
+    The earlier restore point, the later end, more rows, and a who where none was known; a closed one stays closed.
+    """
+    tells = _SAYS_MORE.get(seen.kind, 0), seen.rows, seen.last_at
+    newer = tells > (_SAYS_MORE.get(known.kind, 0), known.rows, known.last_at)
+    merged = replace(
+        known,
+        kind=seen.kind if newer else known.kind,
+        summary=seen.summary if newer else known.summary,
+        detected_at=min(known.detected_at, seen.detected_at),
+        restore_point=min(known.restore_point, seen.restore_point),
+        last_at=max(known.last_at, seen.last_at),
+        rows=max(known.rows, seen.rows),
+        who=seen.who if known.who == NOBODY_KNOWN else known.who,
+        closed_at=known.closed_at or seen.closed_at,
+        closed_reason=known.closed_reason if known.closed_at else seen.closed_reason,
+    )
+    return known if merged == known else replace(merged, revision=max(known.revision, seen.revision) + 1)
+
+
+def details_of(incident: Incident) -> dict[str, Any]:
+    """What an alert says of an incident beside its summary; nothing that could be run or that acts on a terminal."""
+    who = told_who(incident.who)
+    return {
+        "kind": incident.kind,
+        "rows": incident.rows,
+        "restore_point": incident.restore_point.isoformat(),
+        "last_at": incident.last_at.isoformat(),
+        "store": incident.store,
+        **who._asdict(),
+    }
+
+
+def told_who(who: Who) -> Who:
+    """The same, made fit for a message: a client calls itself what it likes."""
+    return Who(
+        role=_told(who.role),
+        application_name=_told(who.application_name),
+        client_address=_told(who.client_address),
+        pid=who.pid,
+        statement=None if who.statement is None else defused(who.statement),
+    )
+
+
+def _told(text: str | None) -> str | None:
+    return None if text is None else defused(text, LONGEST_WHO)
+
+
+class _Hit(NamedTuple):
+    """An observation, and which memories of it count."""
+
+    seen: Observation
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Burst:
+    kind: IncidentKind
+    hits: Sequence[_Hit]
+
+
+def _of(kind: ObservationKind, observations: Iterable[Observation]) -> list[Observation]:
+    return sorted((o for o in observations if o.kind == kind), key=lambda o: (o.at, o.seq))
+
+
+def _bursts(kind: IncidentKind, hits: Sequence[_Hit], enough: int, seen: Evidence, seconds: float) -> Iterator[_Burst]:
+    """The bursts that something new belongs to. What a person has closed is not counted again."""
+    closed = [i for i in seen.known if i.kind == kind and i.closed_at]
+    counted = [h for h in hits if h.ids and not any(i.restore_point <= h.seen.at <= i.last_at for i in closed)]
+    new = {o.seq for o in seen.new}
+    for first, last in _crowded(counted, enough, timedelta(seconds=seconds)):
+        burst = counted[first : last + 1]
+        if any(hit.seen.seq in new for hit in burst):
+            yield _Burst(kind, burst)
+
+
+def _crowded(hits: Sequence[_Hit], enough: int, span: timedelta) -> Iterator[tuple[int, int]]:
+    """First and last index of each stretch in which spans that overlap have enough memories in them."""
+    inside: dict[str, int] = {}
+    first = 0
+    stretch: tuple[int, int] | None = None
+    for last, hit in enumerate(hits):
+        for id_ in hit.ids:
+            inside[id_] = inside.get(id_, 0) + 1
+        while hit.seen.at - hits[first].seen.at > span:
+            _take_out(inside, hits[first].ids)
+            first += 1
+        if len(inside) < enough:
+            continue
+        if stretch and first > stretch[1]:
+            yield stretch
+            stretch = None
+        stretch = (stretch[0] if stretch else first, last)
+    if stretch:
+        yield stretch
+
+
+def _take_out(inside: dict[str, int], ids: Iterable[str]) -> None:
+    for id_ in ids:
+        inside[id_] -= 1
+        if not inside[id_]:
+            del inside[id_]
+
+
+def _burst_incident(
+    burst: _Burst, seen: Evidence, thresholds: Thresholds, store: str, now: datetime, population: int
+) -> Incident:
+    first, last = burst.hits[0].seen, max(hit.seen.until for hit in burst.hits)
+    open_ones = [i for i in seen.known if i.kind == burst.kind and not i.closed_at]
+    known = next((i for i in open_ones if i.restore_point <= last and first.at <= i.last_at), None)
+    rows = _rows(burst, seen, known)
+    begun = min(first.at, known.restore_point) if known else first.at
+    ended = max(last, known.last_at) if known else last
+    seconds = max(thresholds.seconds, math.ceil((ended - begun).total_seconds()))
+    of_all = f" of {max(population, rows)}" if burst.kind == "bulk_update" else ""
+    done = "deleted" if burst.kind == "rapid_deletes" else "given another content"
+    key = known.key if known else f"{burst.kind}:{_utc(first.at)}"
+    return Incident(
+        id=incident_id(store, key),
+        key=key,
+        kind=burst.kind,
+        store=store,
+        detected_at=now,
+        restore_point=begun,
+        last_at=ended,
+        rows=rows,
+        summary=f"{_memories(rows, of_all)} {done} within {seconds:g} s.",
+        who=max(burst.hits, key=lambda hit: len(hit.ids)).seen.who,
+    )
+
+
+def _rows(burst: _Burst, seen: Evidence, known: Incident | None) -> int:
+    """Memories that it hit. What an incident on record counts already is known for the last span only."""
+    if known is None:
+        return len(_ids(burst.hits))
+    new = {o.seq for o in seen.new}
+    counted = _ids(h for h in burst.hits if h.seen.seq not in new and h.seen.at <= known.last_at)
+    return known.rows + len(_ids(h for h in burst.hits if h.seen.seq in new) - counted)
+
+
+def _ids(hits: Iterable[_Hit]) -> set[str]:
+    return {id_ for hit in hits for id_ in hit.ids}
+
+
+def _events(seen: Evidence, store: str, now: datetime) -> Iterator[Incident]:
+    """One incident for each event, which may have hit several things at once."""
+    for kind in _EVENTS:
+        event: list[Observation] = []
+        for observation in _of(kind, seen.new):
+            if event and not _same_event(event[-1], observation):
+                yield _event_incident(event, seen.known, store, now)
+                event = []
+            event.append(observation)
+        if event:
+            yield _event_incident(event, seen.known, store, now)
+
+
+_EVENTS: Mapping[ObservationKind, IncidentKind] = {"truncate": "truncate", "drop": "drop", "alter": "alter"}
+
+
+def _same_event(one: Observation, other: Observation) -> bool:
+    return one.who.pid == other.who.pid and other.at - one.until <= ONE_EVENT
+
+
+def _event_incident(event: Sequence[Observation], known: Sequence[Incident], store: str, now: datetime) -> Incident:
+    first, last = event[0], max(o.until for o in event)
+    kind = _EVENTS[first.kind]
+    key = _key_of(event, known)
+    for incident in known:
+        if _goes_on(incident, kind, first):
+            key = incident.key
+    return Incident(
+        id=incident_id(store, key),
+        key=key,
+        kind=kind,
+        store=store,
+        detected_at=now,
+        restore_point=first.at,
+        last_at=last,
+        rows=max(o.rows for o in event),
+        summary=_event_summary(kind, event),
+        who=next((o.who for o in event if o.who != NOBODY_KNOWN), NOBODY_KNOWN),
+    )
+
+
+def _goes_on(incident: Incident, kind: IncidentKind, first: Observation) -> bool:
+    """Whether an observation belongs to an event of which the beginning is on record already."""
+    near = timedelta() <= first.at - incident.last_at <= ONE_EVENT
+    same = incident.kind == kind and incident.who.pid == first.who.pid
+    return same and near and not incident.closed_at
+
+
+def _key_of(event: Sequence[Observation], known: Sequence[Incident]) -> str:
+    """What both the database and a look tell of a table that is gone has the table's key."""
+    first = event[0]
+    gone = next((o for o in event if o.table is not None and (o.kind == "drop" or RENAMED in o.detail)), None)
+    if gone is not None:
+        return _free_key(f"gone:{gone.table}", gone.at, known)
+    return f"{first.kind}:{first.table}:{_utc(first.at)}"
+
+
+def _free_key(key: str, at: datetime, known: Sequence[Incident]) -> str:
+    """The key itself, unless a person has closed that incident before: a table can be renamed twice."""
+    closed = any(i.key == key and i.closed_at and i.last_at < at for i in known)
+    return f"{key}:{_utc(at)}" if closed else key
+
+
+def _event_summary(kind: IncidentKind, event: Sequence[Observation]) -> str:
+    rows = max(o.rows for o in event)
+    hit = "; ".join(dict.fromkeys(defused(clause(o.detail), LONGEST_DETAIL) for o in event if o.detail))
+    held = f"; it held {rows} memories" if rows else ""
+    if kind == "truncate":
+        return f"The table memories was emptied{held}."
+    if kind == "drop":
+        return f"{_sentence(hit or 'the table memories')} is gone{held}."
+    return f"The table memories was changed: {hit or 'how is not known'}."
+
+
+def _memories(rows: int, of_all: str = "") -> str:
+    return f"{rows}{of_all} memories were" if rows != 1 or of_all else "1 memory was"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat()
+
+
+def compare(
+    before: Sight | None,
+    now: Sight,
+    thresholds: Thresholds,
+    expected: frozenset[str],
+    known: Sequence[Incident] = (),
+) -> list[Incident]:
+    """The incidents that lie between two looks, and that the database has not told of itself.
+
+    All was well at the look before: its time is the restore point. Inserts between the looks can only hide that rows
+    are missing.
+
+    Args:
+        expected: Triggers that a capture by this program has; others that are gone were another version's.
+        known: Incidents on record, so that what was told of already is no second one.
+    """
+    if before is None or before.store is None or now.recovering:
+        return []
+    watch = _Watch(before, now, before.store, known)
+    if now.store != before.store:
+        return [watch.store_lost()]
+    found = [*watch.bookkeeping_lost()]
+    if before.table is None:
+        return found
+    if now.table != before.table:
+        return [*found, watch.table_lost(before.table)]
+    return [*found, *watch.reshaped(), *watch.uncaptured(expected), *watch.rows_lost(thresholds)]
+
+
+def database_missing(before: Sight, store: str, now: datetime) -> Incident:
+    """The incident of a database that is gone from its server; `before`: the last look at it."""
+    watch = _Watch(before, Sight(now, None, None), store, ())
+    held = f" It held {before.rows} memories." if before.rows else ""
+    return watch.incident("database_missing", watch.store_key(), before.rows or 0, f"The database is gone.{held}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Two looks at one store, beside what is on record."""
+
+    before: Sight
+    now: Sight
+    store: str
+    known: Sequence[Incident]
+
+    def store_key(self) -> str:
+        """Of the loss of the store's identity, however it is seen; a table has another oid in a restored database."""
+        return f"store:{self.before.table}"
+
+    def store_lost(self) -> Incident:
+        """The bookkeeping is gone or another one, perhaps with the table, perhaps with all of the database."""
+        kind: IncidentKind = "bookkeeping_missing"
+        if self.before.table is not None and self.now.table != self.before.table and not self._told("gone"):
+            kind = "table_missing" if self.now.table is None else "table_recreated"
+        rows = self.before.rows or 0 if kind != "bookkeeping_missing" else 0
+        summary = {
+            "table_missing": "The table memories is gone, and the bookkeeping with it.",
+            "table_recreated": "Another table stands in the place of memories, and the bookkeeping was gone.",
+        }.get(kind, "The bookkeeping was gone: changes were not captured until it was put back.")
+        return self.incident(kind, self.store_key(), rows, summary)
+
+    def bookkeeping_lost(self) -> Iterator[Incident]:
+        """A part of it, such as the queue."""
+        if self.before.whole and not self.now.whole and not self._told("drop"):
+            summary = "A part of the bookkeeping is gone: changes were not captured until it was put back."
+            yield self.incident("bookkeeping_missing", f"parts:{_utc(self.before.seen_at)}", 0, summary)
+
+    def table_lost(self, table: int) -> Incident:
+        """It is gone, or another one stands at its name."""
+        key = self._told(f"gone:{table}") or _free_key(f"gone:{table}", self.before.seen_at, self.known)
+        held = f"; it held {self.before.rows} memories" if self.before.rows else ""
+        if self.now.table is None:
+            return self.incident("table_missing", key, self.before.rows or 0, f"The table memories is gone{held}.")
+        summary = f"Another table stands in the place of memories{held}."
+        return self.incident("table_recreated", key, self.before.rows or 0, summary)
+
+    def reshaped(self) -> Iterator[Incident]:
+        """Columns that are gone or of another type; ones that were added are no loss."""
+        lost = sorted(set(self.before.columns) - set(self.now.columns))
+        told = self.before.event_triggers and self.now.event_triggers
+        if not lost or told or self._told("alter"):
+            return
+        key = f"alter:{self.before.table}:{_utc(self.before.seen_at)}"
+        named = defused(", ".join(lost), LONGEST_DETAIL)
+        summary = f"Columns of the table memories are gone or of another type: {named}."
+        yield self.incident("alter", key, self.before.rows or 0, summary)
+
+    def uncaptured(self, expected: frozenset[str]) -> Iterator[Incident]:
+        """Triggers of the capture that are gone or disabled, or what tells of drops and alterations."""
+        lost = (self.before.triggers & expected) - self.now.triggers
+        key = f"capture_off:{self.before.table}:{_utc(self.before.seen_at)}"
+        if lost:
+            named = ", ".join(sorted(lost))
+            summary = (
+                f"Changes were not all captured: triggers were disabled or gone until they were put back ({named})."
+            )
+            yield self.incident("capture_off", self._told("capture_off") or key, 0, summary)
+        elif self.before.event_triggers and not self.now.event_triggers:
+            summary = "The database does not tell of a lost or altered table any more: its event triggers are off."
+            yield self.incident("capture_off", self._told("capture_off") or key, 0, summary)
+
+    def rows_lost(self, thresholds: Thresholds) -> Iterator[Incident]:
+        """Rows that went without being captured."""
+        if self.now.rows is None:
+            return
+        held = MOST_COUNTED if self.before.rows is None else self.before.rows
+        missing = held - self.now.rows - self.now.gone - self._told_late()
+        if missing > thresholds.deletes:
+            key = f"rows_missing:{self.before.table}:{_utc(self.before.seen_at)}"
+            summary = f"{missing} memories or more are gone that nobody was seen to delete."
+            yield self.incident("rows_missing", self._told("rows_missing") or key, missing, summary)
+
+    def incident(self, kind: IncidentKind, key: str, rows: int, summary: str) -> Incident:
+        """One that lies between the looks."""
+        return Incident(
+            id=incident_id(self.store, key),
+            key=key,
+            kind=kind,
+            store=self.store,
+            detected_at=self.now.seen_at,
+            restore_point=self.before.seen_at,
+            last_at=self.now.seen_at,
+            rows=rows,
+            summary=summary,
+        )
+
+    def _told(self, event: str) -> str | None:
+        """Key of an open incident of this event that was not over before the first of the looks."""
+        lately = (i for i in self.known if i.store == self.store and i.last_at >= self.before.seen_at)
+        return next((i.key for i in lately if not i.closed_at and f"{i.key}:".startswith(f"{event}:")), None)
+
+    def _told_late(self) -> int:
+        """Rows of what was judged since the look before: a statement that began before that may have ended after it."""
+        late = (i for i in self.known if i.store == self.store and i.detected_at >= self.before.seen_at)
+        return sum(i.rows for i in late if i.kind in ("rapid_deletes", "truncate"))

@@ -23,6 +23,12 @@ _HIDDEN = re.compile(
     r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+# What does something when it is pasted to a database or a shell, and what it does it to.
+_COMMANDS = re.compile(
+    r"\b(alter|call|cascade|copy|create|delete|detach|disable|do|drop|execute|grant|insert|kill|merge|reassign|remove"
+    r"|rename|reset|revoke|rm|set|truncate|update)\b(\s+(?:column|database|from|into|owned|schema|table|trigger)\b)?",
+    re.IGNORECASE,
+)
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 _COMBINING = "Mn"
 _ASCII_CHARACTERS_PER_TOKEN = 3.5
@@ -72,6 +78,19 @@ def excerpt(text: str, limit: int) -> Excerpt:
 def line(text: str, limit: int) -> str:
     """The visible text on one line, in at most `limit` characters."""
     return excerpt(" ".join(visible(text[: 4 * limit + 64]).split()), limit).text
+
+
+def defused(text: str, limit: int = 300) -> str:
+    """A statement of somebody else's as it may be shown: on one line, and not to be run by whoever pastes it.
+
+    Each word of a command has a middle dot after its first letter, as in `D·ROP T·ABLE memories`.
+    """
+    shown = _COMMANDS.sub(_with_dots, " ".join(visible(text[: 4 * limit + 64]).split()))
+    return shown if len(shown) <= limit else shown[: limit - 1] + ELLIPSIS
+
+
+def _with_dots(command: re.Match[str]) -> str:
+    return " ".join(f"{word[0]}·{word[1:]}" for word in command[0].split())
 
 
 def clause(text: str) -> str:
