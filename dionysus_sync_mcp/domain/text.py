@@ -25,7 +25,7 @@ _HIDDEN = re.compile(
 )
 # What does something when it is pasted to a database or a shell, and what it does it to.
 _COMMANDS = re.compile(
-    r"\b(alter|call|cascade|copy|create|delete|detach|disable|do|drop|execute|grant|insert|kill|merge|reassign|remove"
+    r"\b(alter|call|cascade|copy|create|delete|detach|disable|do|drop|dropdb|execute|grant|insert|kill|merge|mkfs|reassign|remove"
     r"|rename|reset|revoke|rm|set|truncate|update)\b(\s+(?:column|database|from|into|owned|schema|table|trigger)\b)?",
     re.IGNORECASE,
 )
