@@ -25,8 +25,8 @@ _HIDDEN = re.compile(
 )
 # What does something when it is pasted to a database or a shell, and what it does it to.
 _COMMANDS = re.compile(
-    r"\b(alter|call|cascade|copy|create|delete|detach|disable|do|drop|dropdb|execute|grant|insert|kill|merge|mkfs|reassign|remove"
-    r"|rename|reset|revoke|rm|set|truncate|update)\b(\s+(?:column|database|from|into|owned|schema|table|trigger)\b)?",
+    r"\b(alter|call|cascade|copy|create|delete|detach|disable|do|drop(?:db)?|execute|grant|insert|kill|merge|reassign"
+    r"|remove|rename|reset|revoke|rm|set|truncate|update)\b(\s+(?:column|database|from|into|owned|schema|table|trigger)\b)?",
     re.IGNORECASE,
 )
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
