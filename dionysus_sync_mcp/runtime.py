@@ -17,6 +17,7 @@ from dionysus_sync_mcp.adapters.neo4j import RemoteStore
 from dionysus_sync_mcp.adapters.ollama import OllamaEmbedder
 from dionysus_sync_mcp.adapters.postgres.alerts import PostgresAlerts
 from dionysus_sync_mcp.adapters.postgres.database import Database
+from dionysus_sync_mcp.adapters.postgres.drilling import PostgresDrilling
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
@@ -31,6 +32,7 @@ from dionysus_sync_mcp.domain.session import project_name
 from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
 from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
 from dionysus_sync_mcp.engine.compare import Comparer, Kind
+from dionysus_sync_mcp.engine.drill import Driller
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
@@ -202,6 +204,7 @@ class Runtime:
             rebuild=self.verifier.rebuild_step,
             check=self._compare,
         )
+        self._driller = self._build_driller(settings.dionysus_drill_hours)
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
         self._worker = Worker(
             self.pusher,
@@ -231,13 +234,34 @@ class Runtime:
             seconds=seconds,
         )
 
+    def _build_driller(self, hours: float) -> Driller:
+        return Driller(
+            PostgresVerifying(self.database, self.installer),
+            PostgresDrilling(self.database, load_sql()),
+            self.remote,
+            self.installer,
+            incident_open=self._incident_open,
+            alert=lambda alerts: self.alerter.raise_alerts(alerts),
+            hours=hours,
+        )
+
+    async def _incident_open(self) -> bool:
+        return False
+
     def _jobs(self, settings: Settings) -> list[Job]:
         url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
         self.alerter = Alerter(self.alerts, Webhook(url, token) if url else None, settings.dionysus_project)
         watch = AlertWatch(self.alerter, self.reading, self._status.standing)
         check = Job("check", self.verifier.check_once)
+        drill = Job("drill", lambda: self._driller.drill_if_due(utc_now()))
         retry = Job("retry", self.pusher.retry_due_once)
-        jobs = [check, retry, Job("alert watch", watch.watch_once), Job("pruning", lambda: prune_once(self.alerts))]
+        jobs = [
+            check,
+            drill,
+            retry,
+            Job("alert watch", watch.watch_once),
+            Job("pruning", lambda: prune_once(self.alerts)),
+        ]
         return [*jobs, Job("alerts", self.alerter.deliver_once)] if url else jobs
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
@@ -307,7 +331,7 @@ class Runtime:
 
     async def drill(self, *, on_progress: OnProgress | None = None) -> DrillReport:
         """Recover into a scratch schema, compare, and throw it away; see `engine.drill`."""
-        raise InputError(f"not there yet ({on_progress})", where="drill")
+        return await self._driller.drill_once(utc_now(), on_progress)
 
     async def incidents(self, *, open_only: bool, limit: int) -> IncidentsReport:
         """The incidents on record, newest first."""

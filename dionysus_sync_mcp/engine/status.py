@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import anyio
+from pydantic import ValidationError
 
 from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.exposure import Counts, missing_here, missing_there
@@ -19,6 +20,7 @@ from dionysus_sync_mcp.engine.ports.status import Activity, LocalState, LocalSta
 from dionysus_sync_mcp.engine.reports import (
     AlertReport,
     CheckReport,
+    DrillReport,
     Exposure,
     LocalReport,
     OutageReport,
@@ -130,6 +132,7 @@ class StatusReader:
             last_check=_check(looks.activity),
             statistics=_statistics(looks.activity, now - STATISTICS_SPAN),
             alerts=_alerts(looks.activity),
+            last_drill=_drill_of(looks.activity or NO_ACTIVITY),
             session=session,
             version=self._version,
         )
@@ -269,6 +272,7 @@ def advise(
         *_outages(health, worker),
         *_parked(local),
         *_drift(activity),
+        *_failed_drill(_drill_of(activity)),
         *_troubles(local, None if explained else worker),
         *_undelivered(activity),
     ]
@@ -373,6 +377,13 @@ def _drift(activity: Activity) -> list[tuple[str, str]]:
     return [(f"The stores differ in {check.differences} memories, as the {check.kind} check of {when} found.", REPAIR)]
 
 
+def _failed_drill(drill: DrillReport | None) -> list[tuple[str, str]]:
+    if drill is None or drill.result != "failed":
+        return []
+    found = f"{drill.missing} memories did not come back, {drill.different} came back otherwise"
+    return [(f"The last drill, of {_clock(drill.finished_at)}, failed: {found}.", drill.next_step)]
+
+
 def _undelivered(activity: Activity) -> list[tuple[str, str]]:
     if not activity.undelivered:
         return []
@@ -445,6 +456,14 @@ def _check(activity: Activity | None) -> CheckReport | None:
     if activity is None or activity.last_check is None:
         return None
     return CheckReport(**activity.last_check._asdict())
+
+
+def _drill_of(activity: Activity) -> DrillReport | None:
+    """As it was put on record, by whatever version of this program."""
+    try:
+        return DrillReport.model_validate(activity.last_drill) if activity.last_drill else None
+    except ValidationError:
+        return None
 
 
 def _statistics(activity: Activity | None, since: datetime) -> Statistics | None:

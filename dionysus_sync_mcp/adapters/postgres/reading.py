@@ -1,5 +1,6 @@
 """What the status and the search read of the local store, and the rows of its sessions."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -72,12 +73,14 @@ class PostgresReading:
             checks = {r["open"]: _check(r) for r in await connection.fetch(sql["last_checks"])}
             alerts = await connection.fetch(sql["recent_alerts"], MOST_ALERTS)
             undelivered = await connection.fetchrow(sql["undelivered_alerts"])
+            drill = await connection.fetchval(sql["last_drill"])
         return Activity(
             **dict(counts or {}),
             **dict(undelivered or {}),
             last_check=checks.get(False),
             drift=checks.get(True),
             alerts=tuple(PastAlert(**dict(alert)) for alert in alerts),
+            last_drill=json.loads(drill) if drill else None,
         )
 
     async def search_words(self, text: str, filters: Filters, limit: int) -> list[FoundMemory]:

@@ -1,8 +1,9 @@
 """What the status reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 
@@ -53,6 +54,7 @@ class Activity:
     Attributes:
         drift: The newest comparison that found differences, unless one that looked as closely was clean since.
         undelivered: Alerts that were sent in vain so far; `undelivered_error` says why.
+        last_drill: The report of the newest drill, as it was put on record.
     """
 
     pushes: int = 0
@@ -68,6 +70,7 @@ class Activity:
     alerts: tuple[PastAlert, ...] = ()
     undelivered: int = 0
     undelivered_error: str | None = None
+    last_drill: Mapping[str, Any] | None = None
 
 
 class LocalStatus(Protocol):
