@@ -167,7 +167,10 @@ class Questions(NamedTuple):
 
 # Statements of one client within this time are taken for one event: a schema is gone with all that was in it.
 ONE_EVENT = timedelta(seconds=1)
-RENAMED = "renamed"
+# What an observation says of a table that is not at its name any more, and of triggers that do not fire any more.
+RENAMED = "table memories renamed to "
+SWITCHED_OFF = " switched off"
+OF_THE_BOOKKEEPING = " of the bookkeeping dropped"
 LONGEST_WHO = 100
 LONGEST_DETAIL = 200
 # An incident keeps the kind that says most of it; what the database tells itself comes before what a look finds.
@@ -238,6 +241,11 @@ def widened(known: Incident, seen: Incident) -> Incident:
         closed_reason=known.closed_reason if known.closed_at else seen.closed_reason,
     )
     return known if merged == known else replace(merged, revision=max(known.revision, seen.revision) + 1)
+
+
+def is_loss(incident: Incident) -> bool:
+    """Whether the store's identity went with it: there is no second such incident of a store."""
+    return incident.key.startswith("store:")
 
 
 def details_of(incident: Incident) -> dict[str, Any]:
@@ -378,6 +386,7 @@ def _events(seen: Evidence, store: str, now: datetime) -> Iterator[Incident]:
 
 
 _EVENTS: Mapping[ObservationKind, IncidentKind] = {"truncate": "truncate", "drop": "drop", "alter": "alter"}
+_FOUND_BY_LOOKS = frozenset({"alter", "capture_off", "bookkeeping_missing", "table_missing", "table_recreated"})
 
 
 def _same_event(one: Observation, other: Observation) -> bool:
@@ -386,11 +395,8 @@ def _same_event(one: Observation, other: Observation) -> bool:
 
 def _event_incident(event: Sequence[Observation], known: Sequence[Incident], store: str, now: datetime) -> Incident:
     first, last = event[0], max(o.until for o in event)
-    kind = _EVENTS[first.kind]
-    key = _key_of(event, known)
-    for incident in known:
-        if _goes_on(incident, kind, first):
-            key = incident.key
+    kind = _kind_of(event)
+    key = next((i.key for i in known if _goes_on(i, kind, first)), None) or _key_of(kind, event, known)
     return Incident(
         id=incident_id(store, key),
         key=key,
@@ -405,20 +411,27 @@ def _event_incident(event: Sequence[Observation], known: Sequence[Incident], sto
     )
 
 
+def _kind_of(event: Sequence[Observation]) -> IncidentKind:
+    off = all(o.kind == "alter" and o.detail.startswith("trigger ") and SWITCHED_OFF in o.detail for o in event)
+    return "capture_off" if off else _EVENTS[event[0].kind]
+
+
 def _goes_on(incident: Incident, kind: IncidentKind, first: Observation) -> bool:
-    """Whether an observation belongs to an event of which the beginning is on record already."""
+    """Whether an observation belongs to an event of which a part is on record, or that a look has found already."""
     near = timedelta() <= first.at - incident.last_at <= ONE_EVENT
-    same = incident.kind == kind and incident.who.pid == first.who.pid
-    return same and near and not incident.closed_at
+    same = incident.kind == kind and incident.who.pid == first.who.pid and near
+    looked = incident.kind in _FOUND_BY_LOOKS and incident.who == NOBODY_KNOWN
+    found = looked and first.kind != "truncate" and incident.restore_point <= first.at <= incident.last_at
+    return (same or found) and not incident.closed_at
 
 
-def _key_of(event: Sequence[Observation], known: Sequence[Incident]) -> str:
+def _key_of(kind: IncidentKind, event: Sequence[Observation], known: Sequence[Incident]) -> str:
     """What both the database and a look tell of a table that is gone has the table's key."""
     first = event[0]
-    gone = next((o for o in event if o.table is not None and (o.kind == "drop" or RENAMED in o.detail)), None)
+    gone = next((o for o in event if o.table is not None and (o.kind == "drop" or o.detail.startswith(RENAMED))), None)
     if gone is not None:
         return _free_key(f"gone:{gone.table}", gone.at, known)
-    return f"{first.kind}:{first.table}:{_utc(first.at)}"
+    return f"{kind}:{first.table}:{_utc(first.at)}"
 
 
 def _free_key(key: str, at: datetime, known: Sequence[Incident]) -> str:
@@ -429,21 +442,21 @@ def _free_key(key: str, at: datetime, known: Sequence[Incident]) -> str:
 
 def _event_summary(kind: IncidentKind, event: Sequence[Observation]) -> str:
     rows = max(o.rows for o in event)
-    hit = "; ".join(dict.fromkeys(defused(clause(o.detail), LONGEST_DETAIL) for o in event if o.detail))
     held = f"; it held {rows} memories" if rows else ""
+    hit = defused("; ".join(dict.fromkeys(clause(o.detail) for o in event if o.detail)), LONGEST_DETAIL)
     if kind == "truncate":
         return f"The table memories was emptied{held}."
-    if kind == "drop":
-        return f"{_sentence(hit or 'the table memories')} is gone{held}."
-    return f"The table memories was changed: {hit or 'how is not known'}."
+    if kind == "capture_off":
+        return f"Changes were not all captured until it was put back: {hit}."
+    if kind == "alter":
+        return f"The table memories was changed: {hit or 'how is not known'}."
+    if all(o.table is None for o in event):
+        return f"A part of the bookkeeping is gone: {hit.removesuffix(OF_THE_BOOKKEEPING)}."
+    return f"The table memories is gone{held}."
 
 
 def _memories(rows: int, of_all: str = "") -> str:
     return f"{rows}{of_all} memories were" if rows != 1 or of_all else "1 memory was"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _utc(at: datetime) -> str:
@@ -468,7 +481,7 @@ def compare(
     """
     if before is None or before.store is None or now.recovering:
         return []
-    watch = _Watch(before, now, before.store, known)
+    watch = _Watch(before, now, before.store, [i for i in known if i.store == before.store])
     if now.store != before.store:
         return [watch.store_lost()]
     found = [*watch.bookkeeping_lost()]
@@ -488,7 +501,7 @@ def database_missing(before: Sight, store: str, now: datetime) -> Incident:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """Two looks at one store, beside what is on record."""
+    """Two looks at one store, beside what is on record of it."""
 
     before: Sight
     now: Sight
@@ -540,23 +553,25 @@ class _Watch:
     def uncaptured(self, expected: frozenset[str]) -> Iterator[Incident]:
         """Triggers of the capture that are gone or disabled, or what tells of drops and alterations."""
         lost = (self.before.triggers & expected) - self.now.triggers
-        key = f"capture_off:{self.before.table}:{_utc(self.before.seen_at)}"
+        key = self._told("capture_off") or f"capture_off:{self.before.table}:{_utc(self.before.seen_at)}"
+        if self._told("drop") or self._told("alter"):
+            return
         if lost:
             named = ", ".join(sorted(lost))
             summary = (
                 f"Changes were not all captured: triggers were disabled or gone until they were put back ({named})."
             )
-            yield self.incident("capture_off", self._told("capture_off") or key, 0, summary)
+            yield self.incident("capture_off", key, 0, summary)
         elif self.before.event_triggers and not self.now.event_triggers:
             summary = "The database does not tell of a lost or altered table any more: its event triggers are off."
-            yield self.incident("capture_off", self._told("capture_off") or key, 0, summary)
+            yield self.incident("capture_off", key, 0, summary)
 
     def rows_lost(self, thresholds: Thresholds) -> Iterator[Incident]:
         """Rows that went without being captured."""
         if self.now.rows is None:
             return
         held = MOST_COUNTED if self.before.rows is None else self.before.rows
-        missing = held - self.now.rows - self.now.gone - self._told_late()
+        missing = held - self.now.rows - self.now.gone
         if missing > thresholds.deletes:
             key = f"rows_missing:{self.before.table}:{_utc(self.before.seen_at)}"
             summary = f"{missing} memories or more are gone that nobody was seen to delete."
@@ -578,10 +593,5 @@ class _Watch:
 
     def _told(self, event: str) -> str | None:
         """Key of an open incident of this event that was not over before the first of the looks."""
-        lately = (i for i in self.known if i.store == self.store and i.last_at >= self.before.seen_at)
+        lately = (i for i in self.known if i.last_at >= self.before.seen_at)
         return next((i.key for i in lately if not i.closed_at and f"{i.key}:".startswith(f"{event}:")), None)
-
-    def _told_late(self) -> int:
-        """Rows of what was judged since the look before: a statement that began before that may have ended after it."""
-        late = (i for i in self.known if i.store == self.store and i.detected_at >= self.before.seen_at)
-        return sum(i.rows for i in late if i.kind in ("rapid_deletes", "truncate"))

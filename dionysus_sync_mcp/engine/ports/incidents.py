@@ -1,6 +1,6 @@
 """What the detection of destruction needs, and the record of incidents on both sides."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -48,11 +48,16 @@ class Observing(Protocol):
 class IncidentBook(Protocol):
     """The incidents on record in the local store."""
 
-    async def record(self, incidents: Sequence[Incident], judged: Sequence[int]) -> list[Incident]:
+    async def record(
+        self, incidents: Sequence[Incident], judged: Sequence[int], told: Collection[str] = ()
+    ) -> list[Incident]:
         """Put them on record with an alert each, and mark these observations as judged, all or nothing; the new ones.
 
-        One whose key is on record already widens that one: the earlier restore point, the later end, more rows, and a
-        who where none was known. A closed one stays closed.
+        One that is on record already is widened: see `domain.destruction.widened`. Where somebody else has judged one
+        of the observations meanwhile nothing is done: what is left is judged again, beside what they have recorded.
+
+        Args:
+            told: Ids of incidents of which the alert was delivered before.
         """
         ...
 
@@ -75,7 +80,10 @@ class IncidentBook(Protocol):
         ...
 
     async def adopt(self, incidents: Sequence[Incident]) -> int:
-        """Put those on record that only the remote store knew; how many were."""
+        """Put those on record that only the remote store knew, and close those that were closed there; how many were.
+
+        An open one that is new here has its alert again, under the same id.
+        """
         ...
 
 
@@ -83,9 +91,17 @@ class RemoteIncidents(Protocol):
     """The incidents on record in the remote store."""
 
     async def save_incidents(self, incidents: Sequence[Incident]) -> None:
-        """Idempotent; widens like `IncidentBook.record`; a closed one stays closed."""
+        """Idempotent; widens like `IncidentBook.record`, whatever the order in which the states come."""
         ...
 
     async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
         """Of all local stores, newest first."""
+        ...
+
+    async def note_place(self, place: str, sight: Sight) -> None:
+        """Remember that the local store of this look is at this place."""
+        ...
+
+    async def seen_at(self, place: str) -> list[Sight]:
+        """The local stores that were at this place, the newest first: which, the table's oid, when at the latest."""
         ...
