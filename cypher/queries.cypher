@@ -84,7 +84,7 @@ CALL (fresh) {
     content: r.state.content, memory_type: r.state.memory_type, importance: r.state.importance,
     source_project: r.state.source_project, session_id: r.state.session_id, tags: r.state.tags, extra: r.state.extra,
     content_hash: r.state.content_hash, sync_version: r.state.sync_version, origin: r.state.origin,
-    created_at: created_at, updated_at: updated_at
+    created_at: created_at, updated_at: updated_at, changed_at: changed_at
   })-[:HAS_VERSION]->(:MemoryVersion {
     key: r.key, operation: r.operation, changed_at: changed_at,
     content: r.state.content, memory_type: r.state.memory_type, importance: r.state.importance,
@@ -144,7 +144,7 @@ CALL (others) {
   FOREACH (_ IN CASE WHEN applied THEN [1] ELSE [] END |
     SET m += r.state, m += {
       text_hash: r.text_hash, created_at: datetime(r.created_at), updated_at: datetime(r.updated_at),
-      deleted_at: CASE WHEN r.deleted THEN datetime(r.changed_at) END
+      changed_at: datetime(r.changed_at), deleted_at: CASE WHEN r.deleted THEN datetime(r.changed_at) END
     }
   )
   FOREACH (_ IN CASE WHEN applied AND other_text AND outcome <> 'created' THEN [1] ELSE [] END |

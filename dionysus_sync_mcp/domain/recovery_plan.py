@@ -1,25 +1,50 @@
 """Decides what a recovery does with each memory, and whether what it did is what was planned."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from dionysus_sync_mcp.domain.destruction import Incident, IncidentKind
+from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.memory import Digest
 
-PlanClass = Literal["missing_here", "older_here", "identical", "newer_here", "conflicting", "deleted"]
+PlanClass = Literal[
+    "missing_here",
+    "older_here",
+    "identical",
+    "newer_here",
+    "conflicting",
+    "deleted",
+    "deleted_by_incident",
+    "overwritten_by_incident",
+    "only_here",
+]
+Action = Literal["insert", "overwrite"]
+Means = Literal["delete", "update", "create"]
+
+# What each of them did is in the history, as versions of this operation.
+_OPERATIONS: dict[IncidentKind, Means] = {"rapid_deletes": "delete", "bulk_update": "update"}
+# After these, rows may be made up and inserted under ids of memories that are gone.
+_LOSES_ROWS: frozenset[IncidentKind] = frozenset(
+    {"rapid_deletes", "truncate", "drop", "table_missing", "table_recreated", "rows_missing", "database_missing"}
+)
+# In these, rows change without any trigger's firing: at one version they are another row than the remote store has.
+_UNSEEN: frozenset[IncidentKind] = frozenset({"alter", "capture_off", "drop", "table_recreated", "bookkeeping_missing"})
 
 
 class Window(NamedTuple):
     """The span in which an incident changed memories of one local store; both ends belong to it.
 
-    What it did by other means than this operation does not count: a memory that was inserted meanwhile is good.
+    What it did by other means than this operation does not count: a memory that was inserted meanwhile is good. The
+    operation `create` means rows that were inserted under ids of older memories, and what was made of them since.
     """
 
     store: str
     first: datetime
     last: datetime
-    operation: Literal["delete", "update"]
+    operation: Means
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +52,167 @@ class Moment:
     """Which state of each memory is meant: the newest, without what these windows changed, or the one of a time.
 
     Attributes:
-        as_of: The newest state that was captured at or before it; `None` for now.
+        as_of: The newest state that was captured at or before it, whoever made it; `None` for now.
+        without: What was done by an incident. Given with `as_of`, it only says so of the current states.
     """
 
     as_of: datetime | None = None
     without: tuple[Window, ...] = ()
+
+
+class State(NamedTuple):
+    """A memory of the remote store as it is, and as it was at a `Moment`, its target.
+
+    Attributes:
+        by_incident: Whether the current state was made within one of the windows.
+        target_version: `None` where the memory was not there at that moment; the rest of the target is as empty then.
+        memory_type: Of the target, as all that follows.
+    """
+
+    memory_id: str
+    version: int
+    content_hash: str
+    deleted: bool
+    by_incident: bool
+    target_version: int | None
+    target_hash: str
+    target_deleted: bool
+    memory_type: str | None = None
+    importance: float | None = None
+    session_id: str | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the target is what the remote store holds now."""
+        return (self.target_version, self.target_hash, self.target_deleted) == (
+            self.version,
+            self.content_hash,
+            self.deleted,
+        )
+
+    @property
+    def target(self) -> Digest:
+        """What the rules of the data model are about."""
+        version = self.target_version or 0
+        return Digest(
+            self.memory_id, version, self.target_hash, False, self.memory_type, self.importance, self.session_id
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What somebody has asked for, and what is known of the rows here.
+
+    Attributes:
+        damage_unseen: Whether an incident is concerned that changed rows here without any trigger's firing.
+    """
+
+    include_deleted: bool = False
+    overwrite_newer: bool = False
+    only_missing: bool = False
+    damage_unseen: bool = False
+
+
+class Numbers(NamedTuple):
+    """The version that a row gets; see `engine.ports.recover.Restoration`."""
+
+    number: int
+    confirmed: int
+    is_new: bool
+
+
+def class_of(here: Here | None, there: State, wishes: Wishes) -> PlanClass | None:
+    """In which class a memory of the remote store is, beside the row here; `None`: it was on neither side then."""
+    if here is None:
+        return _not_here(there)
+    if there.target_version is None:
+        return "only_here"
+    if not there.target_deleted and here.content_hash == there.target_hash:
+        return "identical"
+    if _made_by_incident(here, there, wishes):
+        return "overwritten_by_incident"
+    return _by_version(here, there.target_version)
+
+
+def action_of(plan_class: PlanClass, here: Here | None, there: State, wishes: Wishes) -> Action | None:
+    """What a recovery does with a memory of this class; `None`: it is left as it is. Nothing is ever deleted here."""
+    if here is None:
+        return "insert" if plan_class != "deleted" or wishes.include_deleted else None
+    # A row that cannot be read cannot be kept for an undo either.
+    if there.target_version is None or there.target_deleted or wishes.only_missing or not here.content_hash:
+        return None
+    if plan_class in ("overwritten_by_incident", "older_here"):
+        return "overwrite"
+    return "overwrite" if wishes.overwrite_newer and plan_class in ("newer_here", "conflicting") else None
+
+
+def numbers(here: Here | None, there: State) -> Numbers:
+    """Which version the row gets: a state older than what the remote store holds goes forward, above both."""
+    highest = max(there.version, here.version if here else 0)
+    if there.is_current and not there.deleted and highest == there.version:
+        return Numbers(highest, there.version, is_new=False)
+    return Numbers(highest + 1, there.version, is_new=True)
+
+
+def _not_here(there: State) -> PlanClass | None:
+    if there.target_version is None:
+        return None
+    if there.target_deleted:
+        return "deleted"
+    return "deleted_by_incident" if there.deleted and there.by_incident else "missing_here"
+
+
+def _made_by_incident(here: Here, there: State, wishes: Wishes) -> bool:
+    if there.target_deleted or not here.content_hash:
+        return False
+    if here.content_hash == there.content_hash:
+        return there.by_incident and not there.deleted
+    return wishes.damage_unseen and here.version == there.version
+
+
+def _by_version(here: Here, target: int) -> PlanClass:
+    """A lower number that was counted here, and not confirmed by the remote store, says nothing about age."""
+    if here.version > target:
+        return "newer_here"
+    return "older_here" if here.version < target and here.version <= here.base else "conflicting"
+
+
+def fingerprint(memory_id: str, action: Action, there: State, here: Here | None) -> int:
+    """What is to be done with one memory, as a number; the sum of them all, modulo 2^256, stands for a plan."""
+    text = f"{memory_id} {action} {there.target_version} {there.target_hash} {here.content_hash if here else ''}"
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+
+
+def windows(concerned: Iterable[Incident], before: Incident | None, now: datetime) -> tuple[Window, ...]:
+    """What the incidents concerned did, as far as it is in the history.
+
+    Args:
+        before: The one whose damage is to be brought back. Only then rows that were made up after it count as damage
+            too: without being asked for, nothing that is newer here is touched.
+    """
+    found = {
+        Window(one.store, one.restore_point, one.last_at, operation)
+        for one in concerned
+        if (operation := _OPERATIONS.get(one.kind))
+    }
+    if before and before.kind in _LOSES_ROWS:
+        found.add(Window(before.store, before.restore_point, before.closed_at or now, "create"))
+    return tuple(sorted(found))
+
+
+def damage_unseen(concerned: Iterable[Incident]) -> bool:
+    """Whether one of these incidents changed rows without any trigger's firing."""
+    return any(one.kind in _UNSEEN for one in concerned)
+
+
+def is_in_history(incident: Incident) -> bool:
+    """Whether what the incident did to memories is known memory by memory."""
+    return incident.kind in _OPERATIONS
+
+
+def shortfall(planned: int, verified: int, already_there: int) -> int:
+    """How many of the planned rows are neither verified nor found to be there already."""
+    return max(0, planned - verified - already_there)
 
 
 def classify(remote: Digest, local: Mapping[str, Digest]) -> PlanClass:
@@ -47,8 +228,3 @@ def classify(remote: Digest, local: Mapping[str, Digest]) -> PlanClass:
 def is_restored(plan_class: PlanClass, *, include_deleted: bool) -> bool:
     """Whether a recovery brings a memory of this class back: nothing that is here is touched."""
     return plan_class == "missing_here" or (include_deleted and plan_class == "deleted")
-
-
-def shortfall(planned: int, verified: int, already_there: int) -> int:
-    """How many of the planned rows are neither verified nor found to be there already."""
-    return max(0, planned - verified - already_there)

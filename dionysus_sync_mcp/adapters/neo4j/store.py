@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Access, Connection, Limits
+from dionysus_sync_mcp.adapters.neo4j.history import History
 from dionysus_sync_mcp.adapters.neo4j.reader import Reader
 from dionysus_sync_mcp.adapters.neo4j.search import Search
 from dionysus_sync_mcp.adapters.neo4j.vectors import Vectors
@@ -16,8 +17,8 @@ from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError
 from dionysus_sync_mcp.engine.ports.shared import Health
 
 
-class RemoteStore(Writer, Reader, Verifying, Vectors, Search):
-    """Implements the ports of writing, reading, comparing, vectors and search, and `Service`.
+class RemoteStore(Writer, Reader, History, Verifying, Vectors, Search):
+    """Implements the ports of writing, reading, history, comparing, vectors and search, and `Service`.
 
     Args:
         address: Gives the Bolt URI; awaited before the first use, and again until it succeeds. What it raises passes.

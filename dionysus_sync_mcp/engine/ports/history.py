@@ -1,0 +1,76 @@
+"""What a plan needs: the remote store as it was at a time, beside the rows that are here."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from dionysus_sync_mcp.domain.drift import Here
+from dionysus_sync_mcp.domain.memory import RemoteMemory
+from dionysus_sync_mcp.domain.recovery_plan import Moment, State
+from dionysus_sync_mcp.engine.ports.shared import Scope
+
+
+class Span(NamedTuple):
+    """Ids from `first` on and before `end`, each some first hexadecimal digits of an id; `""` is no bound."""
+
+    first: str = ""
+    end: str = ""
+
+
+EVERY_ID = Span()
+
+
+class Concern(NamedTuple):
+    """What a plan is about.
+
+    Attributes:
+        stores: Only memories that one of these local stores has written a version of; none mean all.
+    """
+
+    scope: Scope
+    moment: Moment
+    stores: tuple[str, ...] = ()
+
+
+class StateOf(NamedTuple):
+    """One state of a memory, the current one or one of its history."""
+
+    memory_id: str
+    version: int
+    content_hash: str
+
+
+class RemoteHistory(Protocol):
+    """The remote store as it was at a time, or would be without what an incident did."""
+
+    async def states(self, concern: Concern, span: Span, after: str, limit: int) -> list[State]:
+        """A keyset page of a span: ids above `after`, in order, at most `limit`; empty when there are no more."""
+        ...
+
+    async def whole_states(self, wanted: Sequence[StateOf]) -> list[RemoteMemory]:
+        """Those that are there, each as a live memory, sorted by id."""
+        ...
+
+    async def history_begins(self) -> datetime | None:
+        """When the oldest version was captured; `None` where there is none."""
+        ...
+
+    async def store_ids(self) -> list[str]:
+        """The local stores that have written here, sorted."""
+        ...
+
+    async def unknown(self, scope: Scope) -> Scope:
+        """What of a scope no memory, project or session has."""
+        ...
+
+    async def project_names(self) -> list[str]:
+        """All of them, sorted."""
+        ...
+
+
+class LocalRows(Protocol):
+    """The rows that are here, as a plan looks at them."""
+
+    def rows(self, scope: Scope, span: Span) -> AsyncIterator[Sequence[tuple[str, Here]]]:
+        """In pages, ordered by id; an absent table has none. A row that PostgreSQL cannot make JSON of has no hash."""
+        ...
