@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dionysus_sync_mcp import runtime
-from dionysus_sync_mcp.cli import running
+from dionysus_sync_mcp.cli import output, running
 from dionysus_sync_mcp.cli.commands import app
 from dionysus_sync_mcp.domain.errors import (
     AccessRefused,
@@ -50,7 +50,7 @@ from dionysus_sync_mcp.engine.reports import (
     UndoReport,
     VerifyReport,
 )
-from dionysus_sync_mcp.engine.status import PARKED
+from dionysus_sync_mcp.engine.status import PARKED, RECOVER_DELETED
 from dionysus_sync_mcp.settings import Settings
 from tests.server.fake import HIT, MEMORY_ID, RECOVERY_ID, FakeProgram
 
@@ -386,6 +386,22 @@ def test_advice_names_commands_and_not_tools(program: FakeRuntime) -> None:
     program.error = Unavailable("it is away", hint="Call recover_from_remote without plan_id, then get_sync_status.")
     said = "error: it is away. Run 'dionysus-sync-mcp recover', then 'dionysus-sync-mcp status'.\n"
     assert invoke("sync").stderr == said
+
+
+@pytest.mark.parametrize(
+    ("advice", "said"),
+    [
+        (RECOVER_DELETED, "Run 'dionysus-sync-mcp recover --include-deleted' to see what can be brought back."),
+        (
+            "Call recover_from_remote with before_incident=5f0c-9a.",
+            "Run 'dionysus-sync-mcp recover --before-incident 5f0c-9a'.",
+        ),
+        ("Plan again with only_missing=true.", "Plan again with --only-missing."),
+    ],
+)
+def test_advice_names_options_and_not_arguments(advice: str, said: str) -> None:
+    """As they are typed."""
+    assert output.for_people(advice) == said
 
 
 def test_init_dry_run_prints_sql_only(program: FakeRuntime) -> None:

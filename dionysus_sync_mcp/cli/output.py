@@ -4,6 +4,7 @@ Contents of memories are shown as plain text without anything that acts on a ter
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,11 @@ COMMANDS = {
     "get_sync_status": "'dionysus-sync-mcp status'",
     "sync_now": "'dionysus-sync-mcp sync'",
     "query_cross_project": "'dionysus-sync-mcp query'",
+    "Call 'dionysus-sync-mcp": "Run 'dionysus-sync-mcp",
+    "call 'dionysus-sync-mcp": "run 'dionysus-sync-mcp",
 }
+_RECOVER_WITH = re.compile(r"recover_from_remote with (?P<name>[a-z_]+)=(?P<value>[\w-]+)(, without plan_id,)?")
+_ARGUMENT = re.compile(r"\b(?P<name>include_deleted|overwrite_newer|only_missing)=true\b")
 
 
 class OnProgress(Protocol):
@@ -81,10 +86,17 @@ def say(text: str) -> None:
 
 
 def for_people(advice: str) -> str:
-    """The engine's advice with commands in the place of tools."""
+    """The engine's advice with commands in the place of tools, and options in that of arguments."""
+    advice = _RECOVER_WITH.sub(lambda found: f"'dionysus-sync-mcp recover {_option(**found.groupdict())}'", advice)
+    advice = _ARGUMENT.sub(lambda found: _option(found["name"], "true"), advice)
     for tool, command in COMMANDS.items():
         advice = advice.replace(tool, command)
     return visible(advice).rstrip()
+
+
+def _option(name: str, value: str) -> str:
+    option = f"--{name.replace('_', '-')}"
+    return option if value == "true" else f"{option} {value}"
 
 
 def stdout_console() -> Console:
