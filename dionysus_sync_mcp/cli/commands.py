@@ -52,16 +52,6 @@ embedded_app = typer.Typer(help="The PostgreSQL and the Neo4j that the program r
 app.add_typer(session_app, name="session")
 app.add_typer(embedded_app, name="embedded")
 
-for command in (
-    recovering.recover,
-    recovering.undo,
-    recovering.incidents,
-    recovering.drill,
-    recovering.purge,
-):
-    app.command()(command)
-
-
 class MemoryType(StrEnum):
     """The types of memories; typer takes no list of a `Literal`."""
 
@@ -292,6 +282,16 @@ def _verify(*, deep: bool, repair: bool, yes: bool, limit: int, prefer: Preferre
     else:
         output.show_verify(report)
     exit_unless(report.result == "clean")
+
+
+for command in (
+    recovering.recover,
+    recovering.undo,
+    recovering.incidents,
+    recovering.drill,
+    recovering.purge,
+):
+    app.command()(command)
 
 
 @session_app.command("show")
