@@ -11,6 +11,7 @@ from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.home import Home
 from tests.benchmarks.machine import machine
 from tests.faults import servers as own
+from tests.faults.destruction import Field, rows_of_a_field
 from tests.faults.oracle import Oracle, open_oracle
 from tests.faults.plugin import SCENARIO, WHERE, FaultResults, Scenario, number_of, only, results_file
 from tests.faults.program import Stores
@@ -71,6 +72,14 @@ async def oracle(stores: Stores) -> AsyncIterator[Oracle]:
     """An oracle of `stores`."""
     async with open_oracle(stores.database_url, stores.neo4j_uri) as opened:
         yield opened
+
+
+@pytest.fixture
+async def field(stores: Stores, oracle: Oracle) -> Field:
+    """Memories in both of `stores`, to be destroyed."""
+    made = Field(stores, oracle, rows_of_a_field())
+    await made.fill()
+    return made
 
 
 @pytest.fixture
