@@ -18,6 +18,10 @@ CREATE CONSTRAINT memory_version_key_unique IF NOT EXISTS FOR (v:MemoryVersion) 
 // One node for each local store that writes here. No parameters.
 CREATE CONSTRAINT store_id_unique IF NOT EXISTS FOR (s:Store) REQUIRE s.id IS UNIQUE
 
+// incident_id_unique //
+// One node for each incident, however many processes see it. No parameters.
+CREATE CONSTRAINT incident_id_unique IF NOT EXISTS FOR (i:Incident) REQUIRE i.id IS UNIQUE
+
 // memory_embedding //
 // Vector index. $dimensions: length of a vector.
 CREATE VECTOR INDEX memory_embedding IF NOT EXISTS FOR (m:Memory) ON (m.embedding)

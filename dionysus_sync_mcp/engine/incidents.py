@@ -323,8 +323,8 @@ class Detector:
         last = self._last
         if last is None or last.store is None or self._placed == (last.store, last.table):
             return
-        await self._remote.note_place(await self._locate(), last)
-        self._placed = last.store, last.table
+        if await self._remote.note_place(await self._locate(), last):
+            self._placed = last.store, last.table
 
     async def _adopt(self) -> None:
         """What only the remote store knows of this store, and of those that this database was before."""

@@ -16,6 +16,7 @@ SCHEMA = (
     "project_id_unique",
     "memory_version_key_unique",
     "store_id_unique",
+    "incident_id_unique",
     "memory_embedding",
     "memory_content",
     "memory_project_type",

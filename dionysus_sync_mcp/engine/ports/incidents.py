@@ -98,8 +98,8 @@ class RemoteIncidents(Protocol):
         """Of all local stores, newest first."""
         ...
 
-    async def note_place(self, place: str, sight: Sight) -> None:
-        """Remember that the local store of this look is at this place."""
+    async def note_place(self, place: str, sight: Sight) -> bool:
+        """Remember that the local store of this look is at this place; not of one that has pushed nothing yet."""
         ...
 
     async def seen_at(self, place: str) -> list[Sight]:
