@@ -18,6 +18,7 @@ from dionysus_sync_mcp.adapters.ollama import OllamaEmbedder
 from dionysus_sync_mcp.adapters.postgres.alerts import PostgresAlerts
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.drilling import PostgresDrilling
+from dionysus_sync_mcp.adapters.postgres.incidents import PostgresIncidents
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
@@ -34,6 +35,7 @@ from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
 from dionysus_sync_mcp.engine.compare import Comparer, Kind
 from dionysus_sync_mcp.engine.drill import Driller
 from dionysus_sync_mcp.engine.guard import Guard
+from dionysus_sync_mcp.engine.incidents import IncidentRecords, report_of
 from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.pruning import prune_once
@@ -65,7 +67,7 @@ from dionysus_sync_mcp.engine.sessions import (
     start_session,
     touch_session,
 )
-from dionysus_sync_mcp.engine.status import StatusReader
+from dionysus_sync_mcp.engine.status import INCIDENT, StatusReader
 from dionysus_sync_mcp.engine.sync import Syncer, Wanted
 from dionysus_sync_mcp.engine.tasks import first_error
 from dionysus_sync_mcp.engine.verify import LIMIT, Verifier
@@ -189,7 +191,10 @@ class Runtime:
             size=settings.dionysus_batch_bytes,
         )
         self.guard = Guard(self.installer, self.remote, self.remote, may_initialise=self.addresses[0].embedded)
-        self._status = StatusReader(services, self.reading, self.remote, self.remote, version(DISTRIBUTION))
+        self._records = IncidentRecords(PostgresIncidents(self.database), self.remote)
+        self._status = StatusReader(
+            services, self.reading, self.remote, self.remote, version(DISTRIBUTION), self._records.open
+        )
         restorer = PostgresRestorer(self.database, self.installer)
         self.verifier = self._build_verifier(restorer, settings.dionysus_verify_seconds)
         refiller = Refiller(self.reading, self.remote, restorer, self.guard)
@@ -246,7 +251,7 @@ class Runtime:
         )
 
     async def _incident_open(self) -> bool:
-        return False
+        return bool(await self._records.open())
 
     def _jobs(self, settings: Settings) -> list[Job]:
         url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
@@ -335,15 +340,20 @@ class Runtime:
 
     async def incidents(self, *, open_only: bool, limit: int) -> IncidentsReport:
         """The incidents on record, newest first."""
-        raise InputError(f"not there yet ({open_only}, {limit})", where="incidents")
+        found = await self._records.newest(open_only=open_only, limit=limit)
+        is_open = next((one for one in found if not one.closed_at), None)
+        return IncidentsReport(
+            next_step=INCIDENT.format(is_open.id) if is_open else "Nothing to do: no incident is open.",
+            incidents=[report_of(one) for one in found],
+        )
 
     async def incident(self, incident_id: str) -> IncidentReport:
         """One incident."""
-        raise InputError(f"not there yet ({incident_id})", where="incidents")
+        return report_of(await self._records.find(incident_id))
 
     async def close_incident(self, incident_id: str, reason: str) -> IncidentReport:
         """Note that a person has dealt with an incident."""
-        raise InputError(f"not there yet ({incident_id}, {reason})", where="incidents")
+        return report_of(await self._records.close(incident_id, reason))
 
     async def purge(
         self,

@@ -5,6 +5,7 @@ marked as judged in the transaction that records what they came to.
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -357,15 +358,20 @@ class IncidentRecords:
         self._unrecorded = unrecorded
         self._clock = clock
 
-    async def open(self) -> list[Incident]:
+    async def open(self, patience: float = math.inf) -> list[Incident]:
         """Those that nobody has closed, newest first."""
-        return await self.newest(open_only=True, limit=MOST_KNOWN)
+        return await self.newest(open_only=True, limit=MOST_KNOWN, patience=patience)
 
-    async def newest(self, *, open_only: bool, limit: int) -> list[Incident]:
-        """Newest first."""
-        try:
+    async def newest(self, *, open_only: bool, limit: int, patience: float = math.inf) -> list[Incident]:
+        """Newest first.
+
+        Args:
+            patience: Seconds after which a local store that does not answer counts as away.
+        """
+        found: list[Incident] | None = None
+        with suppress(*NOT_HERE), anyio.move_on_after(patience):
             found = await self._book.incidents(open_only=open_only, limit=limit)
-        except NOT_HERE:
+        if found is None:
             found = await self._remote.remote_incidents(open_only=open_only, limit=limit)
         ids = {incident.id for incident in found}
         waiting = self._unrecorded.incidents() if self._unrecorded else []

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import anyio
 from pydantic import ValidationError
 
+from dionysus_sync_mcp.domain.destruction import Incident
 from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.exposure import Counts, missing_here, missing_there
 from dionysus_sync_mcp.domain.lineage import Lineage, Standing, standing
 from dionysus_sync_mcp.domain.text import clause
+from dionysus_sync_mcp.engine.incidents import report_of
 from dionysus_sync_mcp.engine.ports.embed import VectorStore
 from dionysus_sync_mcp.engine.ports.recover import RemoteReader
 from dionysus_sync_mcp.engine.ports.shared import Health, Service, StoreIdentity
@@ -55,12 +57,16 @@ DECIDE = (
     "Ask the user to decide: 'dionysus-sync-mcp verify --repair --prefer remote' takes what the remote store has, "
     "'dionysus-sync-mcp verify --repair --prefer local' what is here; both show a plan first."
 )
+INCIDENT = "Call recover_from_remote with before_incident={} to see what can be brought back."
 REPAIR = "'dionysus-sync-mcp verify --repair' shows what a repair would do, and changes nothing."
 REFILL = "Call sync_now: it queues again what the remote store lacks."
 SYNCED = "Nothing to do: every change is in the remote store."
 # Looking twice tells a loss from a change that was on its way between the looks at both sides.
 SECOND_LOOK_SECONDS = 0.3
 NO_ACTIVITY = Activity()
+MOST_INCIDENTS = 5
+# Of the time for all looks: a local store that hangs must leave some for the remote store's record.
+SHARE_OF_LOCAL = 0.5
 STATISTICS_SPAN = timedelta(hours=24)
 
 
@@ -73,6 +79,7 @@ class _Looks:
     remote: RemoteReport | None = None
     standing: Standing | None = None
     activity: Activity | None = None
+    incidents: list[Incident] = field(default_factory=list)
     unread: dict[str, DionysusError] = field(default_factory=dict)
 
 
@@ -90,16 +97,27 @@ class Shortcomings(NamedTuple):
 
 
 class StatusReader:
-    """The use-case status."""
+    """The use-case status.
+
+    Args:
+        incidents: The open ones, newest first, given seconds to wait for the local store.
+    """
 
     def __init__(
-        self, services: Sequence[Service], local: LocalStatus, reader: RemoteReader, vectors: VectorStore, version: str
+        self,
+        services: Sequence[Service],
+        local: LocalStatus,
+        reader: RemoteReader,
+        vectors: VectorStore,
+        version: str,
+        incidents: Callable[[float], Awaitable[list[Incident]]] | None = None,
     ) -> None:
         self._services = services
         self._local = local
         self._reader = reader
         self._vectors = vectors
         self._version = version
+        self._incidents = incidents
 
     async def read(
         self,
@@ -120,9 +138,12 @@ class StatusReader:
             looks.unread,
             looks.activity or NO_ACTIVITY,
             looks.standing,
+            looks.incidents,
         )
         return StatusReport(
             next_step=next_step,
+            incidents=[report_of(incident) for incident in looks.incidents[:MOST_INCIDENTS]],
+            open_incidents=len(looks.incidents),
             warnings=[*warnings, *session_warnings],
             exposure=_exposure(looks.local, now),
             services=[_service(h) for h in health],
@@ -146,6 +167,7 @@ class StatusReader:
                 tasks.start_soon(_within, timeout, "postgresql", self._look_at_local, looks)
                 tasks.start_soon(_within, timeout, "neo4j", self._look_at_remote, looks)
                 tasks.start_soon(self._look_at_activity, since, looks, timeout)
+                tasks.start_soon(self._look_at_incidents, looks, timeout)
         await self._look_again(looks)
         return looks
 
@@ -204,6 +226,13 @@ class StatusReader:
         with anyio.move_on_after(timeout), suppress(DionysusError):
             looks.activity = await self._local.activity(since)
 
+    async def _look_at_incidents(self, looks: _Looks, timeout: float) -> None:
+        """Where neither store can be read, the other looks say why."""
+        if self._incidents is None:
+            return
+        with anyio.move_on_after(timeout), suppress(DionysusError):
+            looks.incidents = await self._incidents(SHARE_OF_LOCAL * timeout)
+
     async def _look_at_remote(self, looks: _Looks) -> None:
         with suppress(DionysusError):
             looks.standing = await self.standing()
@@ -254,6 +283,7 @@ def advise(
     unread: Mapping[str, DionysusError],
     activity: Activity = NO_ACTIVITY,
     standing: Standing | None = None,
+    incidents: Sequence[Incident] = (),
 ) -> tuple[list[str], str]:
     """The warnings, worst first, and the one thing to do next.
 
@@ -261,11 +291,13 @@ def advise(
         worker: `None` where this process does not push in the background.
         unread: By service, why what it holds could not be read.
         standing: Where the local store stands beside what the remote remembers of it, `None` if that is unknown.
+        incidents: Those that are open, newest first.
     """
     rolled_back = standing == "behind_here"
     # What a push says of either is not said again.
     explained = rolled_back or any(not h.up and h.service != "ollama" for h in health)
     found = [
+        *(_open_incident(incident) for incident in incidents[:MOST_INCIDENTS]),
         *([(ROLLED_BACK, DECIDE)] if rolled_back else []),
         *_losses(local, remote),
         *_blind(health, unread),
@@ -278,6 +310,11 @@ def advise(
     ]
     warnings = [warning for warning, _ in found]
     return warnings, next((step for _, step in found if step), "") or _when_well(local, remote, worker)
+
+
+def _open_incident(incident: Incident) -> tuple[str, str]:
+    advice = INCIDENT.format(incident.id)
+    return f"An incident is open: {incident.summary} {advice}", advice
 
 
 def _when_well(local: LocalState | None, remote: RemoteReport | None, worker: WorkerReport | None) -> str:
