@@ -29,7 +29,7 @@ from dionysus_sync_mcp.domain.errors import (
     StoreRolledBack,
     Unavailable,
 )
-from dionysus_sync_mcp.domain.text import is_storable
+from dionysus_sync_mcp.domain.text import defused, is_storable
 from dionysus_sync_mcp.engine.ports.query import Filters
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.query import LONGEST_QUESTION, MOST_FILTER_VALUES, MOST_ITEMS, QueryRequest
@@ -43,6 +43,7 @@ SYNC_SLACK_SECONDS = 4.0  # for looking at the stores before, and counting what 
 QUERY_SECONDS = 30.0
 TOUCH_SECONDS = 0.2
 PROGRESS_SECONDS = 0.1
+LONGEST_NAME = 100
 
 TITLES = {"postgresql": "PostgreSQL", "neo4j": "Neo4j"}
 NOT_ALONE = InputError(
@@ -400,8 +401,13 @@ def _consequence(error: DionysusError, tool: str) -> str:
 
 def explain_arguments(error: ValidationError) -> str:
     """One line for the arguments that were not accepted, without their values."""
-    faults = [f"{'.'.join(str(part) for part in e['loc'])}: {_fault(e['type'], e['msg'])}" for e in error.errors()[:5]]
+    faults = [f"{_place(e['loc'])}: {_fault(e['type'], e['msg'])}" for e in error.errors()[:5]]
     return f"The arguments were not accepted ({'; '.join(faults)}). Nothing was changed. Correct them and call again."
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Which argument; the name of one that does not exist is the caller's text."""
+    return defused(".".join(str(part) for part in location), LONGEST_NAME)
 
 
 def _fault(kind: str, message: str) -> str:
