@@ -225,6 +225,7 @@ class PurgeReport(Report):
     warnings: Annotated[list[str], Field(description="What needs attention.")] = []
     versions: Annotated[Count, Field(description="Old versions of memories that are kept otherwise.")] = 0
     tombstones: Annotated[Count, Field(description="Deleted memories, with all their versions.")] = 0
+    undo_images: Annotated[Count, Field(description="Rows kept for the undo of a recovery.")] = 0
     memories: Annotated[list[Example], Field(description="Memories that were named, and what becomes of each.")] = []
     duration_ms: Annotated[Count, Field(description="How long it took.")] = 0
 
