@@ -54,24 +54,48 @@ ALTER TABLE IF EXISTS dionysus_sync.alerts
     ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS next_try_at timestamptz,
     ADD COLUMN IF NOT EXISTS last_error text,
-    ADD COLUMN IF NOT EXISTS delivered_at timestamptz
+    ADD COLUMN IF NOT EXISTS delivered_at timestamptz;
+ALTER TABLE IF EXISTS dionysus_sync.observations
+    ADD COLUMN IF NOT EXISTS until timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ADD COLUMN IF NOT EXISTS row_count bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS memory_ids uuid[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS table_oid oid,
+    ADD COLUMN IF NOT EXISTS detail text NOT NULL DEFAULT '',
+    ADD COLUMN IF NOT EXISTS role text,
+    ADD COLUMN IF NOT EXISTS application_name text,
+    ADD COLUMN IF NOT EXISTS client_address text,
+    ADD COLUMN IF NOT EXISTS pid integer,
+    ADD COLUMN IF NOT EXISTS statement text,
+    ADD COLUMN IF NOT EXISTS judged_at timestamptz;
+ALTER TABLE IF EXISTS dionysus_sync.incidents
+    ADD COLUMN IF NOT EXISTS row_count bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS role text,
+    ADD COLUMN IF NOT EXISTS application_name text,
+    ADD COLUMN IF NOT EXISTS client_address text,
+    ADD COLUMN IF NOT EXISTS pid integer,
+    ADD COLUMN IF NOT EXISTS statement text,
+    ADD COLUMN IF NOT EXISTS closed_at timestamptz,
+    ADD COLUMN IF NOT EXISTS closed_reason text,
+    ADD COLUMN IF NOT EXISTS revision integer NOT NULL DEFAULT 1,
+    ADD COLUMN IF NOT EXISTS published integer NOT NULL DEFAULT 0;
+ALTER TABLE IF EXISTS dionysus_sync.recovery_undo ADD COLUMN IF NOT EXISTS undone_at timestamptz
 
 -- bookkeeping_whole --
 -- Whether everything that the migrations make is there.
 SELECT bool_and(present) FROM (
     SELECT to_regclass('dionysus_sync.' || name) IS NOT NULL AS present
-    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references,deletions,verifications,alerts,comparison_due}'::text[])
+    FROM unnest('{store_identity,sync_queue,sync_events,conflicts,recoveries,projects,sessions,memory_references,deletions,verifications,alerts,comparison_due,observations,incidents,watched,recovery_undo,drills}'::text[])
         AS made (name)
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate}'::text[])
         AS made (name)
     UNION ALL
     -- Columns that can be put back.
     SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('dionysus_sync.' || split_part(name, '.', 1))
                    AND attname = split_part(name, '.', 2) AND NOT attisdropped)
-    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.repeated,comparison_due.compare_since,comparison_due.gap_since,sync_queue.superseded_at,sync_queue.base_version,sync_queue.retry_count,sync_queue.next_retry_at,sync_queue.last_error,sync_queue.parked_at,sync_events.record_count,sync_events.memory_ids,sync_events.error_message,sync_events.duration_ms,sync_events.retry_count,conflicts.closed_at,alerts.attempts,alerts.next_try_at,alerts.last_error,alerts.delivered_at}'::text[])
+    FROM unnest('{store_identity.generation,store_identity.lineage,store_identity.repeated,comparison_due.compare_since,comparison_due.gap_since,sync_queue.superseded_at,sync_queue.base_version,sync_queue.retry_count,sync_queue.next_retry_at,sync_queue.last_error,sync_queue.parked_at,sync_events.record_count,sync_events.memory_ids,sync_events.error_message,sync_events.duration_ms,sync_events.retry_count,conflicts.closed_at,alerts.attempts,alerts.next_try_at,alerts.last_error,alerts.delivered_at,observations.until,observations.row_count,observations.memory_ids,observations.table_oid,observations.detail,observations.role,observations.application_name,observations.client_address,observations.pid,observations.statement,observations.judged_at,incidents.row_count,incidents.role,incidents.application_name,incidents.client_address,incidents.pid,incidents.statement,incidents.closed_at,incidents.closed_reason,incidents.revision,incidents.published,recovery_undo.undone_at}'::text[])
         AS made (name)
 ) AS parts
 
@@ -104,7 +128,7 @@ SELECT t.tgname::text AS name
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = 'memories' AND t.tgenabled = 'A'
   AND t.tgname IN ('dionysus_generated', 'zz_dionysus_bound', 'zz_dionysus_version', 'dionysus_capture_insert', 'dionysus_capture_update',
-                   'dionysus_capture_delete')
+                   'dionysus_capture_delete', 'dionysus_truncate')
 
 -- inspect_indexes --
 -- $1 schema: names of the indexes on memories.
@@ -159,12 +183,15 @@ CREATE OR REPLACE TRIGGER dionysus_capture_update AFTER UPDATE ON :memories
     FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
 CREATE OR REPLACE TRIGGER dionysus_capture_delete AFTER DELETE ON :memories
     REFERENCING OLD TABLE AS dionysus_old FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.capture_memories();
+CREATE OR REPLACE TRIGGER dionysus_truncate BEFORE TRUNCATE ON :memories
+    FOR EACH STATEMENT EXECUTE FUNCTION dionysus_sync.before_truncate();
 ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_generated;
 ALTER TABLE :memories ENABLE ALWAYS TRIGGER zz_dionysus_bound;
 ALTER TABLE :memories ENABLE ALWAYS TRIGGER zz_dionysus_version;
 ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_insert;
 ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_update;
-ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_delete
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_capture_delete;
+ALTER TABLE :memories ENABLE ALWAYS TRIGGER dionysus_truncate
 
 -- short_lock_wait --
 -- Installing waits for the user's transactions at most this long; it never makes them queue up behind us.

@@ -7,7 +7,9 @@ from typing import Literal
 from dionysus_sync_mcp.domain.errors import NotAdoptable, SchemaMismatch
 from dionysus_sync_mcp.domain.memory import SYNC_COLUMNS
 
-StepName = Literal["create_memories", "add_sync_columns", "add_sync_indexes", "install_capture"]
+StepName = Literal[
+    "create_memories", "add_sync_columns", "add_sync_indexes", "install_capture", "install_event_triggers"
+]
 
 CAPTURE_TRIGGERS = frozenset(
     {
@@ -17,6 +19,7 @@ CAPTURE_TRIGGERS = frozenset(
         "dionysus_capture_insert",
         "dionysus_capture_update",
         "dionysus_capture_delete",
+        "dionysus_truncate",
     }
 )
 SYNC_INDEXES = frozenset({"idx_memories_sync_status", "idx_memories_sync_version"})
@@ -80,6 +83,24 @@ class Rights:
     schema_present: bool
     may_create_table: bool
     may_create_schema: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DdlWatch:
+    """How the database tells of DDL by itself.
+
+    Attributes:
+        present: Whether all of our event triggers are there, and fire always.
+        superuser: Whether this role may create event triggers for certain; where it is another, one can only try.
+    """
+
+    present: bool
+    superuser: bool
+
+    @property
+    def left(self) -> bool:
+        """Whether they are to be put in place."""
+        return self.superuser and not self.present
 
 
 def refuse_without_rights(rights: Rights, *, bookkeeping_left: bool) -> None:

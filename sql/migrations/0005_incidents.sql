@@ -20,10 +20,12 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.observations (
 CREATE INDEX IF NOT EXISTS idx_observations_new ON dionysus_sync.observations (seq) WHERE judged_at IS NULL;
 CREATE INDEX IF NOT EXISTS idx_observations_at ON dionysus_sync.observations (at);
 
--- One row for one event, however it was seen; `key` names the event. `restore_point`: what was changed before it is good.
+-- One row for one event, however it was seen: the id follows from the store, which may be the one that this database was before,
+-- and from the key, which names the event. `restore_point`: what was changed before it is good.
 CREATE TABLE IF NOT EXISTS dionysus_sync.incidents (
     id uuid PRIMARY KEY,
-    key text NOT NULL UNIQUE,
+    store uuid NOT NULL,
+    key text NOT NULL,
     kind varchar(30) NOT NULL,
     detected_at timestamptz NOT NULL,
     restore_point timestamptz NOT NULL,
@@ -51,4 +53,221 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.watched (
     sight jsonb NOT NULL
 );
 
+-- Puts an observation on record, and whose session it was. Called by functions that have pinned the path, and that run as
+-- their owner: `session_user` is the client all the same.
+CREATE OR REPLACE FUNCTION dionysus_sync.observe(
+    observed text, began timestamptz, hit bigint, ids uuid[], target oid, said text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO dionysus_sync.observations
+        (kind, at, row_count, memory_ids, table_oid, detail, role, application_name, client_address, pid, statement)
+    VALUES (observed, began, hit, ids, target, said, session_user, pg_catalog.current_setting('application_name'),
+            pg_catalog.host(pg_catalog.inet_client_addr()), pg_catalog.pg_backend_pid(),
+            pg_catalog.left(pg_catalog.current_query(), 2000));
+END $$;
+
+-- As in 0002; and leaves an observation of what a statement has deleted, and of what it has put in the place of contents.
+-- Contents are compared by their bytes: a collation may take different ones for equal. A statement that fails to be observed
+-- is captured row by row, and then observed once more by itself: neither keeps the other from being done.
+CREATE OR REPLACE FUNCTION dionysus_sync.capture_memories() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET extra_float_digits = 1 SET datestyle = 'ISO'
+SET intervalstyle = 'iso_8601' SET bytea_output = 'hex' SET enable_nestloop = off
+AS $$
+DECLARE
+    began timestamptz := clock_timestamp();
+    changed record;
+    rows_left refcursor;
+    entries bigint;
+    hit uuid[];
+BEGIN
+    IF dionysus_sync.by_engine() THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+               coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version
+        FROM dionysus_new AS dionysus_row;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+               coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
+        FROM dionysus_old AS dionysus_row;
+        SELECT array_agg(dionysus_row.id) INTO hit FROM dionysus_old AS dionysus_row;
+        IF hit IS NOT NULL THEN
+            PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
+        END IF;
+    ELSE
+        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+        SELECT dionysus_row.id,
+               CASE WHEN dionysus_row.sync_version = coalesce(before.sync_version, 1) + 1 THEN 'update' ELSE 'create' END,
+               to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(), coalesce(dionysus_row.sync_version, 1),
+               CASE WHEN dionysus_row.sync_version = coalesce(before.sync_version, 1) + 1
+                   THEN dionysus_row.synced_version END
+        FROM dionysus_new AS dionysus_row
+        JOIN dionysus_old AS before ON before.id = dionysus_row.id
+        WHERE before.sync_version IS DISTINCT FROM dionysus_row.sync_version OR before.* *<> dionysus_row.*;
+        GET DIAGNOSTICS entries = ROW_COUNT;
+        IF entries > 0 THEN
+            SELECT array_agg(before.id) INTO hit
+            FROM dionysus_old AS before JOIN dionysus_new AS dionysus_row ON dionysus_row.id = before.id
+            WHERE before.content::text COLLATE "C" IS DISTINCT FROM dionysus_row.content::text COLLATE "C";
+        END IF;
+        -- A change of primary key is a delete and an insert. A row that took the id of another one that went on in the same
+        -- statement is an insert too: the count of its versions is its own.
+        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+               coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
+        FROM dionysus_old AS dionysus_row
+        WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = dionysus_row.id);
+        GET DIAGNOSTICS entries = ROW_COUNT;
+        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+               coalesce(dionysus_row.sync_version, 1), NULL
+        FROM dionysus_new AS dionysus_row
+        WHERE NOT EXISTS (SELECT FROM dionysus_old AS before WHERE before.id = dionysus_row.id);
+        IF hit IS NOT NULL THEN
+            PERFORM dionysus_sync.observe('update', began, cardinality(hit), hit, TG_RELID, '');
+        END IF;
+        IF entries > 0 THEN
+            SELECT array_agg(before.id) INTO hit FROM dionysus_old AS before
+            WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = before.id);
+            PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
+        END IF;
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
+            OPEN rows_left FOR SELECT * FROM dionysus_new;
+        ELSIF TG_OP = 'UPDATE' THEN
+            OPEN rows_left FOR SELECT after.* FROM dionysus_new AS after
+                WHERE NOT EXISTS (SELECT FROM dionysus_old AS before
+                                  WHERE before.id = after.id AND before.* *= after.*);
+        END IF;
+        LOOP
+            EXIT WHEN rows_left IS NULL;
+            FETCH rows_left INTO changed;
+            EXIT WHEN NOT FOUND;
+            BEGIN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+                VALUES (changed.id, 'update', to_jsonb(changed) - dionysus_sync.sync_columns(),
+                        coalesce(changed.sync_version, 1), changed.synced_version);
+            EXCEPTION WHEN OTHERS THEN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, last_error, parked_at)
+                VALUES (changed.id, 'update', jsonb_build_object('id', changed.id), coalesce(changed.sync_version, 1),
+                        SQLERRM, clock_timestamp());
+            END;
+        END LOOP;
+        rows_left := NULL;
+        IF TG_OP = 'DELETE' THEN
+            OPEN rows_left FOR SELECT * FROM dionysus_old;
+        ELSIF TG_OP = 'UPDATE' THEN
+            OPEN rows_left FOR SELECT before.* FROM dionysus_old AS before
+                WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = before.id);
+        END IF;
+        LOOP
+            EXIT WHEN rows_left IS NULL;
+            FETCH rows_left INTO changed;
+            EXIT WHEN NOT FOUND;
+            BEGIN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+                VALUES (changed.id, 'delete', to_jsonb(changed) - dionysus_sync.sync_columns(),
+                        coalesce(changed.sync_version, 1) + 1, changed.synced_version);
+            EXCEPTION WHEN OTHERS THEN
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, last_error, parked_at)
+                VALUES (changed.id, 'delete', jsonb_build_object('id', changed.id), coalesce(changed.sync_version, 1) + 1,
+                        SQLERRM, clock_timestamp());
+            END;
+        END LOOP;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'dionysus-sync could not capture this change: %', SQLERRM;
+    END;
+    BEGIN
+        hit := NULL;
+        IF TG_OP = 'UPDATE' THEN
+            SELECT array_agg(before.id) INTO hit
+            FROM dionysus_old AS before JOIN dionysus_new AS dionysus_row ON dionysus_row.id = before.id
+            WHERE before.content::text COLLATE "C" IS DISTINCT FROM dionysus_row.content::text COLLATE "C";
+            IF hit IS NOT NULL THEN
+                PERFORM dionysus_sync.observe('update', began, cardinality(hit), hit, TG_RELID, '');
+            END IF;
+            SELECT array_agg(before.id) INTO hit FROM dionysus_old AS before
+            WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = before.id);
+        ELSIF TG_OP = 'DELETE' THEN
+            SELECT array_agg(dionysus_row.id) INTO hit FROM dionysus_old AS dionysus_row;
+        END IF;
+        IF hit IS NOT NULL THEN
+            PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;
+    END;
+    RETURN NULL;
+END $$;
+
+-- Rows that wait for the sync and have no queue entry, as the end of a statement on `target`: written while the capture was off.
+CREATE OR REPLACE FUNCTION dionysus_sync.from_missed(target regclass) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format(
+        'FROM %s AS dionysus_row '
+        'WHERE (dionysus_row.sync_status IN (''pending'', ''queued'', ''failed'') OR dionysus_row.sync_status IS NULL) '
+        'AND NOT EXISTS (SELECT FROM dionysus_sync.sync_queue AS entry '
+        '                WHERE entry.memory_id = dionysus_row.id AND entry.superseded_at IS NULL)', target)
+$$;
+
+-- Queues these rows, so that their images outlive them; one that cannot be made JSON is parked with the reason.
+CREATE OR REPLACE FUNCTION dionysus_sync.queue_missed(target regclass) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET extra_float_digits = 1 SET datestyle = 'ISO'
+SET intervalstyle = 'iso_8601' SET bytea_output = 'hex'
+AS $$
+BEGIN
+    EXECUTE 'INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version) '
+        'SELECT dionysus_row.id, ''create'', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(), '
+        '       coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version '
+        || dionysus_sync.from_missed(target);
+EXCEPTION WHEN OTHERS THEN
+    EXECUTE 'INSERT INTO dionysus_sync.sync_queue '
+        '    (memory_id, operation, payload, sync_version, base_version, last_error, parked_at) '
+        'SELECT missed.id, ''create'', coalesce((missed.made).image - dionysus_sync.sync_columns(), '
+        '                                       jsonb_build_object(''id'', missed.id)), '
+        '       missed.version, missed.base, (missed.made).error, '
+        '       CASE WHEN (missed.made).error IS NOT NULL THEN clock_timestamp() END '
+        'FROM (SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made, '
+        '             coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base '
+        || dionysus_sync.from_missed(target) || ' OFFSET 0) AS missed';
+END $$;
+
+-- TRUNCATE fires no trigger for its rows, and has locked the table when it fires this one.
+CREATE OR REPLACE FUNCTION dionysus_sync.before_truncate() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    hit bigint;
+BEGIN
+    IF dionysus_sync.by_engine() THEN
+        RETURN NULL;
+    END IF;
+    BEGIN
+        PERFORM dionysus_sync.queue_missed(TG_RELID);
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'dionysus-sync could not save the rows that were not captured yet: %', SQLERRM;
+    END;
+    BEGIN
+        EXECUTE format('SELECT count(*) FROM %s', TG_RELID::regclass) INTO hit;
+        PERFORM dionysus_sync.observe('truncate', clock_timestamp(), hit, '{}', TG_RELID, '');
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;
+    END;
+    RETURN NULL;
+END $$;
+
+-- Triggers need no such right to run: it was checked when they were made.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA dionysus_sync FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA dionysus_sync FROM PUBLIC;

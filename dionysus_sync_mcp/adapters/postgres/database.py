@@ -14,6 +14,7 @@ from asyncpg import exceptions as pg
 from dionysus_sync_mcp.adapters.postgres.line import CHECK, WHERE, Line
 from dionysus_sync_mcp.domain.errors import (
     AccessRefused,
+    DatabaseMissing,
     DionysusError,
     Refused,
     SchemaMismatch,
@@ -45,6 +46,10 @@ _DIRECT = (
     "The program keeps settings and prepared statements with its connections: give it a direct connection to the "
     "server. Your other programs may go on using the pooler; their changes are captured all the same."
 )
+_WITHOUT_DATABASE = (
+    "Check DATABASE_URL. If the database was there before, create it again and call recover_from_remote: the remote "
+    "store keeps what was in it."
+)
 _ENCODE = "Write /, @, : and # in the password as %2F, %40, %3A and %23."
 _SERVER_IS_AWAY = (
     pg.PostgresConnectionError,
@@ -67,7 +72,6 @@ _UNSUPPORTED = "unsupported startup parameter"
 _PERSON_HAS_TO_ACT = (
     pg.InvalidAuthorizationSpecificationError,
     pg.InsufficientPrivilegeError,
-    pg.InvalidCatalogNameError,
     pg.ClientConfigurationError,
 )
 _NOT_WHAT_WE_INSTALLED = (
@@ -92,6 +96,8 @@ def in_our_words(error: Exception) -> DionysusError | None:
     """The error of our tree that stands for a driver's or the system's; `None` for one that is neither's."""
     if isinstance(error, _OF_A_POOLER) or (isinstance(error, pg.ProtocolViolationError) and _UNSUPPORTED in str(error)):
         return AccessRefused(f"{POOLED} ({_text(error)})", where=WHERE, hint=_DIRECT)
+    if isinstance(error, pg.InvalidCatalogNameError):
+        return DatabaseMissing(_text(error), where=WHERE, hint=_WITHOUT_DATABASE)
     if isinstance(error, _PERSON_HAS_TO_ACT):
         return AccessRefused(_text(error), where=WHERE, hint="Check DATABASE_URL and the rights of its role.")
     if isinstance(error, _NOT_WHAT_WE_INSTALLED):

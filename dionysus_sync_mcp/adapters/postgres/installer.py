@@ -1,15 +1,19 @@
 """Makes a database a local store: migrations with checksums, adoption of `memories`, capture, backfill."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
+
+from asyncpg.exceptions import InsufficientPrivilegeError
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.adoption import (
     CAPTURE_TRIGGERS,
     Column,
+    DdlWatch,
     FoundTable,
     Rights,
     StepName,
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
 
     from dionysus_sync_mcp.adapters.postgres.database import Connection
 
+logger = logging.getLogger(__name__)
+
 PUT_BACK = "put_back_columns"
+WATCH_DDL: StepName = "install_event_triggers"
 
 
 class Installer:
@@ -58,17 +65,22 @@ class Installer:
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["lock_migrations"])
             await connection.execute(sql["short_lock_wait"])
+            await connection.execute(sql["mark_engine"])
             before = await connection.fetchval(sql["has_migrations"])
             steps, adopted = await self._missing(connection)
             await self._carry_out(connection, steps)
-            if steps and (before or await connection.fetchval(sql["any_confirmed"])):
+            off = any(step.name != WATCH_DDL for step in steps)
+            if off and (before or await connection.fetchval(sql["any_confirmed"])):
                 await connection.execute(sql["note_gap"])
+            if not (await self._ddl_watch(connection)).present:
+                await self._try_to_watch_ddl(connection)
         return steps, adopted
 
     async def rebuild(self, definition: str | None) -> bool:
         """Create what is missing, `memories` after a noted definition where there is one; whether anything was."""
         sql = self._database.sql
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
+            await connection.execute(sql["mark_engine"])
             await connection.execute(sql["lock_migrations"])
             await self._carry_out(connection, await self._migration_steps(connection))
             created = definition is not None and await self._table(connection) is None
@@ -84,9 +96,11 @@ class Installer:
         return created or bool(steps)
 
     async def capture_installed(self) -> bool:
-        """Whether the bookkeeping, the table and every trigger of ours are in place."""
+        """Whether the bookkeeping, the table and every trigger of ours that this role can make are in place."""
         async with self._database.connection() as connection:
             if not await connection.fetchval(self._database.sql["bookkeeping_whole"]):
+                return False
+            if (await self._ddl_watch(connection)).left:
                 return False
             table = await self._table(connection)
             return table is not None and table.triggers >= CAPTURE_TRIGGERS
@@ -154,7 +168,20 @@ class Installer:
         migrations = await self._migration_steps(connection)
         steps = [self._step(name) for name in decide_steps(table, rights, self._database.schema)]
         refuse_without_rights(rights, bookkeeping_left=bool(migrations))
-        return [*migrations, *steps], table is not None
+        watching = [self._step(WATCH_DDL)] if (await self._ddl_watch(connection)).left else []
+        return [*migrations, *watching, *steps], table is not None
+
+    async def _ddl_watch(self, connection: "Connection") -> DdlWatch:
+        found = await connection.fetch(self._database.sql["event_triggers"])
+        return DdlWatch(**found[0])
+
+    async def _try_to_watch_ddl(self, connection: "Connection") -> None:
+        """Some servers let other roles than superusers create event triggers, and none says so."""
+        try:
+            async with connection.transaction():
+                await connection.execute(self._database.sql[WATCH_DDL])
+        except InsufficientPrivilegeError:
+            logger.info("this role may not create event triggers: dropped and altered tables are seen by watching only")
 
     async def _rights(self, connection: "Connection") -> Rights:
         found = await connection.fetch(self._database.sql["may_create"], self._database.schema)

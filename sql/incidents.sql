@@ -1,0 +1,435 @@
+-- install_event_triggers --
+-- What the database tells of DDL by itself. Only where the role may create event triggers are there functions for them: they
+-- run in the sessions of all roles, so they must not belong to a lesser one.
+CREATE OR REPLACE FUNCTION dionysus_sync.shape_of(target oid) RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_build_object(
+        'schema', place.nspname, 'name', c.relname,
+        'columns', (SELECT jsonb_object_agg(a.attnum, jsonb_build_array(a.attname, format_type(a.atttypid, a.atttypmod)))
+                    FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+        'triggers', (SELECT coalesce(jsonb_agg(t.tgname), '[]')
+                     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+                     WHERE t.tgrelid = c.oid AND t.tgenabled = 'A' AND p.pronamespace = 'dionysus_sync'::regnamespace))
+    FROM pg_class c JOIN pg_namespace place ON place.oid = c.relnamespace WHERE c.oid = target
+$$;
+
+-- A table of the user's that has one of our triggers.
+CREATE OR REPLACE FUNCTION dionysus_sync.captured(target oid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE t.tgrelid = target AND p.pronamespace = 'dionysus_sync'::regnamespace AND c.relnamespace <> p.pronamespace)
+$$;
+
+-- Counts a table's rows without keeping its lock, and says whether there are some that were not captured: whoever is about to
+-- lock the table would end in a deadlock with somebody else who is. No row if it is locked already. Beyond 100,000 rows, the
+-- statistics say how many there are: this runs before every statement that could be about the table.
+CREATE OR REPLACE FUNCTION dionysus_sync.glance_at(target regclass, counted boolean, OUT hit bigint, OUT missed boolean)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE NOWAIT', target);
+    EXECUTE 'SELECT EXISTS (SELECT ' || dionysus_sync.from_missed(target) || ')' INTO missed;
+    IF counted THEN
+        EXECUTE format('SELECT count(*) FROM (SELECT FROM %s LIMIT 100001) AS bounded', target) INTO hit;
+    END IF;
+    IF hit > 100000 THEN
+        hit := greatest(hit, (SELECT reltuples::bigint FROM pg_class WHERE oid = target));
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'DS001'; -- gives the lock back, and keeps what was seen
+EXCEPTION
+    WHEN SQLSTATE 'DS001' OR lock_not_available THEN
+        NULL;
+END $$;
+
+-- Notes how each table that we capture is before a statement that could destroy it, and saves what was not captured. The text
+-- of a statement does not tell what it is about: a function or a DO block hides it.
+CREATE OR REPLACE FUNCTION dionysus_sync.ddl_begins() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target oid;
+    hit bigint;
+    missed boolean;
+    noted jsonb := '{}';
+BEGIN
+    PERFORM set_config('dionysus.before_ddl', '', true), set_config('dionysus.rewritten', '', true);
+    IF dionysus_sync.by_engine() THEN
+        RETURN;
+    END IF;
+    FOR target IN SELECT DISTINCT tgrelid FROM pg_trigger WHERE dionysus_sync.captured(tgrelid) LOOP
+        hit := NULL;
+        IF NOT starts_with(tg_tag, 'ALTER ') OR tg_tag = 'ALTER TABLE' THEN
+            SELECT seen.hit, seen.missed INTO hit, missed FROM dionysus_sync.glance_at(target, tg_tag <> 'ALTER TABLE') AS seen;
+            IF missed THEN
+                PERFORM dionysus_sync.queue_missed(target);
+            END IF;
+        END IF;
+        noted := noted || jsonb_build_object(target, dionysus_sync.shape_of(target) || jsonb_build_object('rows', hit));
+    END LOOP;
+    PERFORM set_config('dionysus.before_ddl', noted::text, true);
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'dionysus-sync could not look at the table before this change: %', SQLERRM;
+END $$;
+
+-- A table whose values are made anew, column by column: ALTER COLUMN ... TYPE, USING.
+CREATE OR REPLACE FUNCTION dionysus_sync.ddl_rewrites() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_event_trigger_table_rewrite_reason() & 4 <> 0 THEN
+        PERFORM set_config('dionysus.rewritten', pg_event_trigger_table_rewrite_oid()::text, true);
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;
+END $$;
+
+-- The objects are gone from the catalogue. A table of ours is known by our triggers, which went with it.
+CREATE OR REPLACE FUNCTION dionysus_sync.ddl_dropped() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    began timestamptz := clock_timestamp();
+    noted jsonb := coalesce(nullif(current_setting('dionysus.before_ddl', true), ''), '{}');
+    gone record;
+    parts text;
+BEGIN
+    IF dionysus_sync.by_engine() THEN
+        RETURN;
+    END IF;
+    FOR gone IN
+        SELECT dropped.objid, dropped.object_name AS name, place.object_name AS place
+        FROM pg_event_trigger_dropped_objects() AS dropped
+            LEFT JOIN pg_event_trigger_dropped_objects() AS place
+                ON place.object_type = 'schema' AND place.object_name = dropped.schema_name
+        WHERE dropped.object_type = 'table' AND NOT dropped.is_temporary AND (
+            noted ? dropped.objid::text
+            OR EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS its
+                       WHERE its.object_type = 'trigger' AND its.address_names[3] = 'dionysus_capture_delete'
+                         AND its.address_names[1:2] = ARRAY[dropped.schema_name, dropped.object_name]))
+    LOOP
+        PERFORM dionysus_sync.observe(
+            'drop', began, coalesce((noted -> gone.objid::text ->> 'rows')::bigint, 0), '{}', gone.objid,
+            coalesce('the schema ' || gone.place || ' with ', '') || 'the table ' || gone.name);
+    END LOOP;
+    FOR gone IN
+        SELECT dropped.objid,
+               format('column %s dropped', string_agg(dropped.address_names[3], ', ' ORDER BY dropped.address_names[3])) AS said
+        FROM pg_event_trigger_dropped_objects() AS dropped
+        WHERE dropped.object_type = 'table column' AND dionysus_sync.captured(dropped.objid)
+        GROUP BY dropped.objid
+    LOOP
+        PERFORM dionysus_sync.observe('alter', began, dionysus_sync.rows_of(gone.objid), '{}', gone.objid, gone.said);
+    END LOOP;
+    FOR gone IN
+        SELECT its_table.oid AS objid,
+               format('trigger %s dropped', string_agg(dropped.address_names[3], ', ' ORDER BY dropped.address_names[3])) AS said
+        FROM pg_event_trigger_dropped_objects() AS dropped
+            JOIN pg_namespace AS place ON place.nspname = dropped.address_names[1]
+            JOIN pg_class AS its_table ON its_table.relnamespace = place.oid AND its_table.relname = dropped.address_names[2]
+        WHERE dropped.object_type = 'trigger' AND dropped.address_names[3] ~ '^(zz_)?dionysus_' AND NOT dropped.is_temporary
+        GROUP BY its_table.oid
+    LOOP
+        PERFORM dionysus_sync.observe('alter', began, 0, '{}', gone.objid, gone.said);
+    END LOOP;
+    SELECT string_agg(array_to_string(dropped.address_names[2:], '.'), ', ' ORDER BY dropped.address_names) INTO parts
+    FROM pg_event_trigger_dropped_objects() AS dropped
+    WHERE dropped.address_names[1] = 'dionysus_sync' AND dropped.object_type IN ('table', 'function', 'table column');
+    IF parts IS NOT NULL THEN
+        PERFORM dionysus_sync.observe('drop', began, 0, '{}', NULL, parts || ' of the bookkeeping');
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;
+END $$;
+
+CREATE OR REPLACE FUNCTION dionysus_sync.rows_of(target regclass) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    hit bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s', target) INTO hit;
+    RETURN hit;
+END $$;
+
+-- How a table differs from what it was before the statement, as far as data is in danger or the capture ends. A type that was
+-- changed without touching a value, and whatever was added, is none of it.
+CREATE OR REPLACE FUNCTION dionysus_sync.dangers(before jsonb, after jsonb, rewritten boolean) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH columns AS (
+        SELECT was.value ->> 0 AS name, was.value ->> 1 AS type, after #>> ARRAY['columns', was.key, '0'] AS now_name,
+               after #>> ARRAY['columns', was.key, '1'] AS now_type
+        FROM jsonb_each(before -> 'columns') AS was WHERE after -> 'columns' ? was.key
+    ), found AS (
+        SELECT 1 AS number, format('table memories renamed to %s.%s', after ->> 'schema', after ->> 'name') AS said
+        WHERE before ->> 'name' = 'memories'
+          AND (before ->> 'schema', before ->> 'name') <> (after ->> 'schema', after ->> 'name')
+        UNION ALL
+        -- The user's own columns may be called what they like; those that we read may not.
+        SELECT 2, format('column %s is called %s now', name, now_name) FROM columns
+        WHERE name <> now_name
+          AND (name = ANY (dionysus_sync.sync_columns())
+               OR name IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
+                           'created_at', 'updated_at'))
+        UNION ALL
+        SELECT 3, format('column %s changed from %s to %s', name, type, now_type) FROM columns
+        WHERE rewritten AND type <> now_type
+        UNION ALL
+        SELECT 4, 'values of a column computed anew'
+        WHERE rewritten AND NOT EXISTS (SELECT FROM columns WHERE type <> now_type)
+        UNION ALL
+        SELECT 5, format('trigger %s switched off', string_agg(was.name, ', ' ORDER BY was.name))
+        FROM jsonb_array_elements_text(before -> 'triggers') AS was (name)
+        WHERE NOT after -> 'triggers' ? was.name HAVING count(*) > 0
+    )
+    SELECT string_agg(said, '; ' ORDER BY number, said) FROM found
+$$;
+
+CREATE OR REPLACE FUNCTION dionysus_sync.ddl_altered() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    began timestamptz := clock_timestamp();
+    noted jsonb := coalesce(nullif(current_setting('dionysus.before_ddl', true), ''), '{}');
+    rewritten text := current_setting('dionysus.rewritten', true);
+    found record;
+BEGIN
+    IF dionysus_sync.by_engine() THEN
+        RETURN;
+    END IF;
+    FOR found IN
+        SELECT was.key::oid AS oid, dionysus_sync.dangers(was.value, now, was.key = rewritten) AS dangers
+        FROM jsonb_each(noted) AS was, dionysus_sync.shape_of(was.key::oid) AS now
+    LOOP
+        IF found.dangers IS NOT NULL THEN
+            PERFORM dionysus_sync.observe(
+                'alter', began, CASE WHEN starts_with(found.dangers, 'trigger') THEN 0 ELSE dionysus_sync.rows_of(found.oid) END,
+                '{}', found.oid, found.dangers);
+        END IF;
+    END LOOP;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;
+END $$;
+
+-- An event trigger cannot be replaced. The owner of the schema may run what takes all rights from everybody else.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN
+        SELECT oid::regprocedure FROM pg_proc
+        WHERE pronamespace = 'dionysus_sync'::regnamespace
+          AND proname IN ('shape_of', 'captured', 'glance_at', 'ddl_begins', 'ddl_rewrites', 'ddl_dropped', 'rows_of', 'dangers',
+                          'ddl_altered')
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', name);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', name,
+            (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'dionysus_sync'));
+    END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'dionysus_before_ddl') THEN
+        CREATE EVENT TRIGGER dionysus_before_ddl ON ddl_command_start
+            WHEN TAG IN ('ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER TRIGGER', 'DROP TABLE', 'DROP SCHEMA', 'DROP OWNED',
+                         'DROP EXTENSION', 'DROP TYPE', 'DROP DOMAIN', 'DROP COLLATION')
+            EXECUTE FUNCTION dionysus_sync.ddl_begins();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'dionysus_rewrite') THEN
+        CREATE EVENT TRIGGER dionysus_rewrite ON table_rewrite EXECUTE FUNCTION dionysus_sync.ddl_rewrites();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'dionysus_dropped') THEN
+        CREATE EVENT TRIGGER dionysus_dropped ON sql_drop EXECUTE FUNCTION dionysus_sync.ddl_dropped();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'dionysus_altered') THEN
+        CREATE EVENT TRIGGER dionysus_altered ON ddl_command_end
+            WHEN TAG IN ('ALTER TABLE', 'ALTER SCHEMA', 'ALTER INDEX', 'ALTER TRIGGER')
+            EXECUTE FUNCTION dionysus_sync.ddl_altered();
+    END IF;
+END $$;
+ALTER EVENT TRIGGER dionysus_before_ddl ENABLE ALWAYS;
+ALTER EVENT TRIGGER dionysus_rewrite ENABLE ALWAYS;
+ALTER EVENT TRIGGER dionysus_dropped ENABLE ALWAYS;
+ALTER EVENT TRIGGER dionysus_altered ENABLE ALWAYS
+
+-- event_triggers --
+-- Whether the event triggers are all there and fire always, and whether this role may create them for certain.
+SELECT (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
+        WHERE t.evtname IN ('dionysus_before_ddl', 'dionysus_rewrite', 'dionysus_dropped', 'dionysus_altered')
+          AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) = 4 AS present,
+       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser
+
+-- unjudged --
+-- $1 how many at most, $2 how many ids in all of them, but for a first one that has more.
+WITH head AS (
+    SELECT seq, sum(cardinality(memory_ids)) OVER (ORDER BY seq) - cardinality(memory_ids) AS ids_before
+    FROM (SELECT seq, memory_ids FROM dionysus_sync.observations WHERE judged_at IS NULL ORDER BY seq LIMIT $1) AS first
+)
+SELECT seen.seq, seen.kind::text AS kind, seen.at, seen.until, seen.row_count, seen.memory_ids::text[] AS memory_ids,
+       seen.table_oid::bigint AS table_oid, seen.detail, seen.role, seen.application_name, seen.client_address, seen.pid,
+       seen.statement, false AS judged
+FROM head JOIN dionysus_sync.observations AS seen USING (seq)
+WHERE head.ids_before < $2 ORDER BY seen.seq
+
+-- observed_between --
+-- $1 and $2: deletes and updates in this span.
+SELECT seq, kind::text AS kind, at, until, row_count, memory_ids::text[] AS memory_ids, table_oid::bigint AS table_oid, detail,
+       role, application_name, client_address, pid, statement, judged_at IS NOT NULL AS judged
+FROM dionysus_sync.observations WHERE kind IN ('delete', 'update') AND at BETWEEN $1 AND $2 ORDER BY at, seq
+
+-- live_ids --
+-- $1 ids: those that are in the table.
+SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[])
+
+-- look_at_catalogue --
+-- $1 schema, $2 our columns, $3 our triggers: what stands at the name memories there, and which parts of the bookkeeping can be read. By the transaction's
+-- snapshot, as the rows are: what a look-up by name finds may be newer.
+SELECT clock_timestamp() AS seen_at, here.oid::bigint AS table_oid, here.relfilenode::bigint AS file,
+       ARRAY(SELECT a.attname || ' ' || format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+             WHERE a.attrelid = here.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL ($2::text[])
+             ORDER BY a.attname) AS columns,
+       ARRAY(SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+             JOIN pg_namespace ours ON ours.oid = p.pronamespace AND ours.nspname = 'dionysus_sync'
+             WHERE t.tgrelid = here.oid AND t.tgenabled = 'A' AND t.tgname = ANY ($3::text[])) AS triggers,
+       (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
+            JOIN pg_namespace ours ON ours.oid = p.pronamespace AND ours.nspname = 'dionysus_sync'
+        WHERE t.evtname IN ('dionysus_before_ddl', 'dionysus_rewrite', 'dionysus_dropped', 'dionysus_altered')
+          AND t.evtenabled = 'A') = 4 AS event_triggers,
+       (SELECT count(*) = 1 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'dionysus_sync' AND c.relname = 'store_identity' AND a.attname = 'id' AND a.atttypid = 'uuid'::regtype
+       ) AS has_identity,
+       (SELECT count(*) = 3 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'dionysus_sync' AND c.relname = 'observations'
+          AND (a.attname, a.atttypid) IN (('seq', 'bigint'::regtype), ('kind', 'varchar'::regtype), ('row_count', 'bigint'::regtype))
+       ) AS has_observations
+FROM (SELECT) AS always LEFT JOIN (
+    SELECT c.oid, c.relfilenode FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = 'memories' AND c.relkind IN ('r', 'p')
+) AS here ON true
+
+-- look_at_rows --
+-- $1 how many are counted at most; null for more. The name and the file as they are now, which are another table's where it was
+-- replaced or emptied since the snapshot: what is counted is then neither.
+SELECT CASE WHEN count(*) <= $1 THEN count(*) END AS rows, to_regclass(:'memories')::oid::bigint AS table_oid,
+       pg_relation_filenode(to_regclass(:'memories'))::bigint AS file
+FROM (SELECT FROM :memories LIMIT $1 + 1) AS bounded
+
+-- look_at_identity --
+SELECT id::text AS id FROM dionysus_sync.store_identity
+
+-- look_at_observations --
+-- $1 the newest one of the look before: the newest one now, and how many rows those since then account for. Numbers are not
+-- given in the order of commits: while somebody may have one that is not seen yet, or had when the snapshot was taken, the next
+-- look counts from where this one did. Where the table was made anew, they have begun again.
+WITH newest AS MATERIALIZED (
+    SELECT coalesce(max(seq), 0) AS seq FROM dionysus_sync.observations
+), since AS MATERIALIZED (
+    SELECT CASE WHEN newest.seq < $1::bigint THEN 0 ELSE $1 END AS seq FROM newest
+)
+SELECT CASE WHEN EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) AS writer
+                         WHERE pg_xact_status(writer) <> 'in progress')
+              OR EXISTS (SELECT FROM pg_locks
+                         WHERE locktype = 'relation' AND relation = 'dionysus_sync.observations'::regclass AND granted
+                           AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()
+                           AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+       THEN since.seq ELSE newest.seq END AS last_seq,
+       (SELECT coalesce(sum(row_count), 0)::bigint FROM dionysus_sync.observations
+        WHERE observations.seq > (SELECT since.seq FROM since) AND kind IN ('delete', 'truncate')) AS gone
+FROM newest, since
+
+-- remembered_sight --
+SELECT sight::text FROM dionysus_sync.watched
+
+-- remember_sight --
+-- $1 when, $2 the look as JSON.
+INSERT INTO dionysus_sync.watched (seen_at, sight) VALUES ($1, $2::jsonb)
+ON CONFLICT (only_row) DO UPDATE SET seen_at = EXCLUDED.seen_at, sight = EXCLUDED.sight
+
+-- prune_observations --
+-- $1 how many at most; how many were. What was judged is kept for 7 days.
+WITH old AS (
+    SELECT seq FROM dionysus_sync.observations
+    WHERE judged_at < now() - interval '7 days' ORDER BY seq LIMIT $1
+    FOR UPDATE SKIP LOCKED
+), pruned AS (
+    DELETE FROM dionysus_sync.observations AS seen USING old WHERE seen.seq = old.seq RETURNING 1
+)
+SELECT count(*) FROM pruned
+
+-- lock_incidents --
+-- Whoever records incidents does it alone: what is on record is read, widened, and written.
+SELECT pg_advisory_xact_lock(7165101844005)
+
+-- mark_judged --
+-- $1 numbers of observations: whether nobody had judged one of them until now; if somebody had, none is marked.
+WITH due AS (
+    SELECT count(*) AS seen FROM dionysus_sync.observations WHERE seq = ANY ($1::bigint[]) AND judged_at IS NULL
+), marked AS (
+    UPDATE dionysus_sync.observations SET judged_at = clock_timestamp()
+    WHERE seq = ANY ($1::bigint[]) AND (SELECT seen FROM due) = cardinality($1::bigint[])
+)
+SELECT seen = cardinality($1::bigint[]) FROM due
+
+-- incidents_by_id --
+-- $1 ids.
+SELECT id::text AS id, key, kind::text AS kind, store::text AS store, detected_at, restore_point, last_at, row_count AS rows,
+       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision
+FROM dionysus_sync.incidents WHERE id = ANY ($1::text[]::uuid[])
+
+-- newest_incidents --
+-- $1 whether only open ones, $2 how many.
+SELECT id::text AS id, key, kind::text AS kind, store::text AS store, detected_at, restore_point, last_at, row_count AS rows,
+       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision
+FROM dionysus_sync.incidents WHERE NOT $1 OR closed_at IS NULL ORDER BY detected_at DESC, id LIMIT $2
+
+-- unpublished_incidents --
+-- $1 how many.
+SELECT id::text AS id, key, kind::text AS kind, store::text AS store, detected_at, restore_point, last_at, row_count AS rows,
+       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision
+FROM dionysus_sync.incidents WHERE published < revision ORDER BY detected_at, id LIMIT $1
+
+-- write_incident --
+-- The columns in their order here.
+INSERT INTO dionysus_sync.incidents
+    (id, key, kind, store, detected_at, restore_point, last_at, row_count, summary, role, application_name, client_address, pid,
+     statement, closed_at, closed_reason, revision)
+VALUES ($1::text::uuid, $2, $3, $4::text::uuid, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+ON CONFLICT (id) DO UPDATE
+SET kind = EXCLUDED.kind, detected_at = EXCLUDED.detected_at, restore_point = EXCLUDED.restore_point,
+    last_at = EXCLUDED.last_at, row_count = EXCLUDED.row_count, summary = EXCLUDED.summary, role = EXCLUDED.role,
+    application_name = EXCLUDED.application_name, client_address = EXCLUDED.client_address, pid = EXCLUDED.pid,
+    statement = EXCLUDED.statement, closed_at = EXCLUDED.closed_at, closed_reason = EXCLUDED.closed_reason,
+    revision = EXCLUDED.revision
+
+-- raise_incident_alert --
+-- $1 the incident's id, which the alert has too, $2 summary, $3 details as JSON, $4 whether it was delivered before. What a
+-- receiver may have seen stays as it is.
+INSERT INTO dionysus_sync.alerts (id, key, kind, summary, details, delivered_at)
+VALUES ($1::text::uuid, 'incident:' || $1::text, 'incident', $2, $3::jsonb, CASE WHEN $4 THEN clock_timestamp() END)
+ON CONFLICT (key) DO UPDATE
+SET summary = CASE WHEN alerts.attempts = 0 AND alerts.delivered_at IS NULL THEN EXCLUDED.summary ELSE alerts.summary END,
+    details = CASE WHEN alerts.attempts = 0 AND alerts.delivered_at IS NULL THEN EXCLUDED.details ELSE alerts.details END,
+    delivered_at = coalesce(alerts.delivered_at, EXCLUDED.delivered_at)
+
+-- close_incident --
+-- $1 id, $2 why: whether it was open until now.
+WITH closed AS (
+    UPDATE dionysus_sync.incidents SET closed_at = clock_timestamp(), closed_reason = $2, revision = revision + 1
+    WHERE id = $1::text::uuid AND closed_at IS NULL RETURNING 1
+)
+SELECT count(*) = 1 FROM closed
+
+-- note_published --
+-- $1 ids, $2 the revisions of them that the remote store has.
+UPDATE dionysus_sync.incidents AS incident SET published = there.revision
+FROM unnest($1::text[]::uuid[], $2::int[]) AS there (id, revision)
+WHERE incident.id = there.id AND incident.published < there.revision
