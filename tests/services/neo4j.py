@@ -3,8 +3,10 @@
 from neo4j import AsyncGraphDatabase, Query
 from neo4j.exceptions import DriverError, Neo4jError
 
-# Memories first: a project takes the links of all its memories with it in one transaction, which may be more than fits.
+# Versions first, then memories: with a memory go the links of all its versions in one transaction, with a project
+# those of all its memories, which may be more than fits.
 EMPTY = (
+    "MATCH (n:MemoryVersion) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS",
     "MATCH (n:Memory) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS",
     "MATCH (n) CALL (n) { DETACH DELETE n } IN TRANSACTIONS OF 5000 ROWS",
 )
