@@ -14,7 +14,7 @@ from dionysus_sync_mcp.engine.ports.status import LocalState, LocalStatus
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 1.0
 WATCH_SECONDS = 10.0
 # How long nobody else posts an alert that was taken: well over the deadline of a post.
 LEASE_SECONDS = 30.0

@@ -117,7 +117,7 @@ class Statistics(Report):
 class AlertReport(Report):
     """Something that people were to be told of."""
 
-    kind: Annotated[str, Field(description="drift, rolled_back or failed_for_good.")]
+    kind: Annotated[str, Field(description="drift, rolled_back, failed_for_good, incident or drill_failed.")]
     summary: Annotated[str, Field(description="What happened.")]
     raised_at: Annotated[datetime, Field(description="When it was seen.")]
     delivered_at: Annotated[datetime | None, Field(description="When the webhook took it; null if none has.")] = None

@@ -32,7 +32,9 @@ from dionysus_sync_mcp.engine.reports import WorkerReport
 
 logger = logging.getLogger(__name__)
 
-GUARD_SECONDS = 5.0
+# What only looking shows is seen within 5 s; what is missing is put back as soon.
+GUARD_SECONDS = 2.0
+NOTE_SECONDS = 5.0
 EMBED_SECONDS = 1.0
 SESSION_SECONDS = 60.0
 # Something else is making ready what a step needs; there is nothing to spare by waiting longer.
@@ -251,12 +253,12 @@ class Worker:
 
     async def _note_definition(self) -> float:
         await self._guard.note_definition_once()
-        return GUARD_SECONDS
+        return NOTE_SECONDS
 
     async def _refill_remote(self) -> float:
         if queued := await self._refill():
             logger.warning("the remote store had lost %d memories, which are queued again", queued)
-        return GUARD_SECONDS
+        return NOTE_SECONDS
 
     async def _keep_session(self) -> float:
         if self._save_session:

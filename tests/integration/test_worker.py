@@ -21,7 +21,8 @@ async def worker(
     migrated_database_url: str, empty_neo4j: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Runtime]:
     """The program with its background loops, looking after the local store more often than it does for users."""
-    monkeypatch.setattr("dionysus_sync_mcp.engine.worker.GUARD_SECONDS", 0.05)
+    for pause in ("GUARD_SECONDS", "NOTE_SECONDS"):
+        monkeypatch.setattr(f"dionysus_sync_mcp.engine.worker.{pause}", 0.05)
     async with running(migrated_database_url, empty_neo4j, worker=True) as runtime:
         yield runtime
 
