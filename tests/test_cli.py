@@ -67,6 +67,7 @@ INCIDENT = IncidentReport(
     pid=4711,
     statement="D·ROP T·ABLE memories",
 )
+OPEN = f"An incident is open: {INCIDENT.summary} Call recover_from_remote."
 DRILL = DrillReport(
     result="passed",
     next_step="Nothing to do.",
@@ -651,11 +652,11 @@ def test_incidents_are_listed_with_their_whole_ids_and_who_did_it(program: FakeR
 
 
 def test_status_shows_incidents_first_and_the_last_drill(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before warnings and services; those beyond the shown ones are counted."""
+    """Before warnings and services, and said once; those beyond the shown ones are counted."""
     plain = program.status
 
     async def status(timeout: float = 1.5) -> StatusReport:
-        found = {"incidents": [INCIDENT], "open_incidents": 3, "last_drill": DRILL, "warnings": ["a warning"]}
+        found = {"incidents": [INCIDENT], "open_incidents": 3, "last_drill": DRILL, "warnings": [OPEN, "a warning"]}
         return (await plain(timeout)).model_copy(update=found)
 
     monkeypatch.setattr(program, "status", status)

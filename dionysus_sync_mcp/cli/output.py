@@ -168,7 +168,8 @@ def show_status(report: StatusReport) -> None:
         print_incident(console, one)
     if (more := report.open_incidents - len(report.incidents)) > 0:
         console.print(f"{more} more: 'dionysus-sync-mcp incidents' lists them.")
-    show_warnings(console, report.warnings)
+    told = [one.summary for one in report.incidents]
+    show_warnings(console, [text for text in report.warnings if not any(summary in text for summary in told)])
     console.print(_services(report.services))
     facts = Table(show_header=False, box=None)
     for name, value in _facts(report):
