@@ -341,7 +341,7 @@ def _burst_incident(
     rows = _rows(burst, seen, known)
     begun = min(first.at, known.restore_point) if known else first.at
     ended = max(last, known.last_at) if known else last
-    seconds = max(thresholds.seconds, math.ceil((ended - begun).total_seconds()))
+    seconds = max(thresholds.seconds, round((ended - begun).total_seconds()))
     of_all = f" of {max(population, rows)}" if burst.kind == "bulk_update" else ""
     done = "deleted" if burst.kind == "rapid_deletes" else "given another content"
     key = known.key if known else f"{burst.kind}:{_utc(first.at)}"
