@@ -52,6 +52,7 @@ embedded_app = typer.Typer(help="The PostgreSQL and the Neo4j that the program r
 app.add_typer(session_app, name="session")
 app.add_typer(embedded_app, name="embedded")
 
+
 class MemoryType(StrEnum):
     """The types of memories; typer takes no list of a `Literal`."""
 

@@ -150,7 +150,10 @@ def show_purge(report: PurgeReport) -> None:
     console = stdout_console()
     show_warnings(console, report.warnings)
     done = "would be removed" if report.dry_run else "removed for good"
-    console.print(f"{done}: {report.versions} old versions, {report.tombstones} deleted memories with their history")
+    console.print(
+        f"{done}: {report.versions} old versions, {report.tombstones} deleted memories with their history, "
+        f"{report.undo_images} rows kept for an undo ({report.duration_ms / 1000:.1f} s)"
+    )
     for example in report.memories:
         console.print(Text(f"{example.memory_id}: {line(for_people(example.reason or ''), WIDEST)}"))
     show_next(console, report.next_step)
