@@ -21,6 +21,7 @@ from dionysus_sync_mcp.adapters.postgres.drilling import PostgresDrilling
 from dionysus_sync_mcp.adapters.postgres.incidents import PostgresIncidents
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.adapters.postgres.purging import PostgresPurging
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
 from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
 from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
@@ -28,7 +29,8 @@ from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_f
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
 from dionysus_sync_mcp.adapters.webhook import Webhook
 from dionysus_sync_mcp.domain.drift import Side
-from dionysus_sync_mcp.domain.errors import EmbeddedError, InputError, Starting
+from dionysus_sync_mcp.domain.errors import DionysusError, EmbeddedError, InputError, Starting
+from dionysus_sync_mcp.domain.roles import role_findings
 from dionysus_sync_mcp.domain.session import project_name
 from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
 from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
@@ -39,6 +41,7 @@ from dionysus_sync_mcp.engine.incidents import IncidentRecords, report_of
 from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.pruning import prune_once
+from dionysus_sync_mcp.engine.purge import Purger
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
 from dionysus_sync_mcp.engine.recover import Recoverer
@@ -210,6 +213,13 @@ class Runtime:
             check=self._compare,
         )
         self._driller = self._build_driller(settings.dionysus_drill_hours)
+        self._purger = Purger(
+            self.remote,
+            PostgresPurging(self.database),
+            self.installer,
+            open_incidents=self._records.open,
+            standing=self._status.standing,
+        )
         self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
         self._worker = Worker(
             self.pusher,
@@ -274,6 +284,16 @@ class Runtime:
         worker = self._worker.report() if self._working else None
         session = self._session.report() if self._session else None
         return await self._status.read(utc_now(), timeout, worker, session, self._session_warnings)
+
+    async def doctor(self, timeout: float) -> StatusReport:
+        """The status, and what people should know of the role in use."""
+        report = await self.status(timeout)
+        try:
+            with anyio.fail_after(timeout):
+                findings = role_findings(await self.reading.role_in_use())
+        except (DionysusError, TimeoutError):
+            return report
+        return report.model_copy(update={"warnings": [*report.warnings, *findings]})
 
     async def sync(
         self,
@@ -364,7 +384,7 @@ class Runtime:
         on_progress: OnProgress | None = None,
     ) -> PurgeReport:
         """Remove history from the remote store for good; see `engine.purge`."""
-        raise InputError(f"not there yet ({older_than}, {memory_ids}, {dry_run}, {on_progress})", where="purge")
+        return await self._purger.purge(older_than, memory_ids, dry_run=dry_run, now=utc_now(), on_progress=on_progress)
 
     async def query(self, request: QueryRequest) -> QueryAnswer:
         """Search the memories of all projects and sessions."""

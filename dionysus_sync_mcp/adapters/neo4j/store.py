@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from dionysus_sync_mcp.adapters.neo4j.connection import Access, Connection, Limits
 from dionysus_sync_mcp.adapters.neo4j.history import History
 from dionysus_sync_mcp.adapters.neo4j.incidents import Incidents
+from dionysus_sync_mcp.adapters.neo4j.purging import Purging
 from dionysus_sync_mcp.adapters.neo4j.reader import Reader
 from dionysus_sync_mcp.adapters.neo4j.search import Search
 from dionysus_sync_mcp.adapters.neo4j.vectors import Vectors
@@ -18,7 +19,7 @@ from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError
 from dionysus_sync_mcp.engine.ports.shared import Health
 
 
-class RemoteStore(Writer, Reader, History, Verifying, Vectors, Search, Incidents):
+class RemoteStore(Writer, Reader, History, Verifying, Vectors, Search, Incidents, Purging):
     """Implements the ports of writing, reading, history, comparing, vectors and search, and `Service`.
 
     Args:

@@ -9,6 +9,7 @@ from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
+from dionysus_sync_mcp.domain.roles import RoleInUse
 from dionysus_sync_mcp.engine.ports.query import Filters, FoundMemory
 from dionysus_sync_mcp.engine.ports.sessions import SessionRow
 from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
@@ -34,7 +35,7 @@ MOST_ALERTS = 5
 
 
 class PostgresReading:
-    """Implements `LocalStatus`, `WordSearch` and `SessionStore`."""
+    """Implements `LocalStatus`, `LocalRights`, `WordSearch` and `SessionStore`."""
 
     def __init__(self, database: Database, installer: Installer) -> None:
         self._database = database
@@ -82,6 +83,12 @@ class PostgresReading:
             alerts=tuple(PastAlert(**dict(alert)) for alert in alerts),
             last_drill=json.loads(drill) if drill else None,
         )
+
+    async def role_in_use(self) -> RoleInUse:
+        """See `LocalRights.role_in_use`."""
+        async with self._database.connection() as connection:
+            record = await connection.fetchrow(self._database.sql["role_in_use"])
+        return RoleInUse(**dict(record or {}))
 
     async def search_words(self, text: str, filters: Filters, limit: int) -> list[FoundMemory]:
         """See `WordSearch.search_words`; any word of the question counts."""

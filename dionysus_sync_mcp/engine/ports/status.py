@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
+from dionysus_sync_mcp.domain.roles import RoleInUse
 from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 
 
@@ -89,3 +90,9 @@ class LocalStatus(Protocol):
         ...
 
     async def activity(self, since: datetime) -> Activity: ...
+
+
+class LocalRights(Protocol):
+    """What the doctor asks about rights."""
+
+    async def role_in_use(self) -> RoleInUse: ...
