@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, Field
 from rich.console import Console
 
-from dionysus_sync_mcp.cli import output, recovering
+from dionysus_sync_mcp.cli import output, recovering, roles
 from dionysus_sync_mcp.cli.options import Json, Projects, Sessions, exit_unless, texts
 from dionysus_sync_mcp.cli.running import PATIENCE_SECONDS, embedded_home, run, run_plain, until_signal
 from dionysus_sync_mcp.domain.errors import DionysusError
@@ -148,7 +148,7 @@ def status(*, as_json: Json = False) -> None:
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
     """Check each service: reached, version, what works less well, what to do. Exits with 1 if one is away."""
-    report = run(lambda runtime: runtime.status(PATIENCE_SECONDS), as_json=as_json)
+    report = run(lambda runtime: runtime.doctor(PATIENCE_SECONDS), as_json=as_json)
     if as_json:
         output.show_json(report)
     else:
@@ -291,6 +291,7 @@ for command in (
     recovering.incidents,
     recovering.drill,
     recovering.purge,
+    roles.roles,
 ):
     app.command()(command)
 
