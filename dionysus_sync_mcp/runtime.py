@@ -4,8 +4,9 @@ Nothing is connected before it is needed, and no service has to be there: the ru
 """
 
 import math
+import platform
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,9 @@ from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.adapters.postgres.drilling import PostgresDrilling
 from dionysus_sync_mcp.adapters.postgres.incidents import PostgresIncidents
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.postgres.observing import PostgresObserving
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
+from dionysus_sync_mcp.adapters.postgres.place import place_of
 from dionysus_sync_mcp.adapters.postgres.purging import PostgresPurging
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
 from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
@@ -28,6 +31,8 @@ from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
 from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_file_path
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
 from dionysus_sync_mcp.adapters.webhook import Webhook
+from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
+from dionysus_sync_mcp.domain.destruction import Thresholds
 from dionysus_sync_mcp.domain.drift import Side
 from dionysus_sync_mcp.domain.errors import DionysusError, EmbeddedError, InputError, Starting
 from dionysus_sync_mcp.domain.roles import role_findings
@@ -37,7 +42,7 @@ from dionysus_sync_mcp.engine.alerts import Alerter, AlertWatch
 from dionysus_sync_mcp.engine.compare import Comparer, Kind
 from dionysus_sync_mcp.engine.drill import Driller
 from dionysus_sync_mcp.engine.guard import Guard
-from dionysus_sync_mcp.engine.incidents import IncidentRecords, report_of
+from dionysus_sync_mcp.engine.incidents import Detector, IncidentRecords, Unrecorded, report_of
 from dionysus_sync_mcp.engine.mend import Mender
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.pruning import prune_once
@@ -193,8 +198,14 @@ class Runtime:
             rows=settings.dionysus_batch_rows,
             size=settings.dionysus_batch_bytes,
         )
-        self.guard = Guard(self.installer, self.remote, self.remote, may_initialise=self.addresses[0].embedded)
-        self._records = IncidentRecords(PostgresIncidents(self.database), self.remote)
+        self._build_detector(settings)
+        self.guard = Guard(
+            self.installer,
+            self.remote,
+            self.remote,
+            may_initialise=self.addresses[0].embedded,
+            look_first=self.detector.watch_once,
+        )
         self._status = StatusReader(
             services, self.reading, self.remote, self.remote, version(DISTRIBUTION), self._records.open
         )
@@ -235,6 +246,31 @@ class Runtime:
         )
         self._working = False
 
+    def _build_detector(self, settings: Settings) -> None:
+        url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
+        self._sink = Webhook(url, token) if url else None
+        book = PostgresIncidents(self.database)
+        unrecorded = Unrecorded(self.remote, self._sink, settings.dionysus_project)
+        self._records = IncidentRecords(book, self.remote, unrecorded)
+        self.detector = Detector(
+            PostgresObserving(self.database),
+            book,
+            self.remote,
+            self.installer.identity,
+            self._place,
+            unrecorded,
+            thresholds=Thresholds(
+                deletes=settings.dionysus_incident_deletes,
+                updates=settings.dionysus_incident_updates,
+                share=settings.dionysus_incident_share,
+                seconds=settings.dionysus_incident_seconds,
+            ),
+            expected=CAPTURE_TRIGGERS,
+        )
+
+    async def _place(self) -> str:
+        return place_of(await self.addresses[0](), platform.node())
+
     def _build_verifier(self, restorer: PostgresRestorer, seconds: float) -> Verifier:
         verifying = PostgresVerifying(self.database, self.installer)
         return Verifier(
@@ -264,8 +300,7 @@ class Runtime:
         return bool(await self._records.open())
 
     def _jobs(self, settings: Settings) -> list[Job]:
-        url, token = settings.dionysus_alert_webhook_url, settings.memory_webhook_token
-        self.alerter = Alerter(self.alerts, Webhook(url, token) if url else None, settings.dionysus_project)
+        self.alerter = Alerter(self.alerts, self._sink, settings.dionysus_project)
         watch = AlertWatch(self.alerter, self.reading, self._status.standing)
         check = Job("check", self.verifier.check_once)
         drill = Job("drill", lambda: self._driller.drill_if_due(utc_now()))
@@ -276,8 +311,11 @@ class Runtime:
             retry,
             Job("alert watch", watch.watch_once),
             Job("pruning", lambda: prune_once(self.alerts)),
+            Job("incidents", self.detector.judge_once),
+            Job("record of incidents", self.detector.publish_once),
+            Job("pruning of observations", self.detector.prune_once),
         ]
-        return [*jobs, Job("alerts", self.alerter.deliver_once)] if url else jobs
+        return [*jobs, Job("alerts", self.alerter.deliver_once)] if self._sink else jobs
 
     async def status(self, timeout: float = 1.5) -> StatusReport:
         """How the memories are protected now; answers within `timeout` seconds and a little."""
@@ -345,8 +383,13 @@ class Runtime:
         return len(plan_id[:0])
 
     async def run_recovery(self, plan_id: str, *, on_progress: OnProgress | None = None) -> RecoveryReport:
-        """Carry out a plan."""
-        return await self._recoverer.run(plan_id, utc_now(), on_progress=on_progress)
+        """Carry out a plan. What is missing is on record before it is put back; what was put back is no incident."""
+        await self.guard.look()
+        try:
+            return await self._recoverer.run(plan_id, utc_now(), on_progress=on_progress)
+        finally:
+            with suppress(DionysusError):
+                await self.detector.take_as_it_is()
 
     async def undo(
         self, recovery_id: str | None, *, dry_run: bool, on_progress: OnProgress | None = None
@@ -398,6 +441,8 @@ class Runtime:
         Raises:
             NotAdoptable: The table cannot be used; nothing was changed.
         """
+        if not dry_run:
+            await self.guard.look()
         look = self.installer.missing_steps if dry_run else self.installer.install
         steps, adopted = await look()
         backfilled = 0 if dry_run else await self.guard.backfill()
