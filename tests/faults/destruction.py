@@ -72,7 +72,7 @@ UPDATE dionysus_sync.sync_queue SET created_at = created_at - make_interval(secs
 SYNC_COLUMNS = ["sync_status", "synced_at", "sync_version", "remote_id", "synced_version"]
 IMAGES = (
     "SELECT dionysus_row.id::text AS id, (to_jsonb(dionysus_row.*) - $1::text[])::text AS image"
-    " FROM public.memories AS dionysus_row"
+    " FROM public.memories AS dionysus_row WHERE $2::uuid IS NULL OR dionysus_row.id = $2"
 )
 # Without names of indexes and constraints: a table that was renamed keeps them.
 SHAPE = """
@@ -225,6 +225,11 @@ class Field:
             if self.expected.get(id_) != image:
                 self.oracle.expect(UUID(id_), image["content"])
         self.expected.update(images)
+
+    async def keep_row(self, client: Client, id_: UUID) -> None:
+        """This row has to be there in the end as it is now."""
+        (row,) = await client.fetch(IMAGES, SYNC_COLUMNS, id_)
+        self.keep({row["id"]: json.loads(row["image"])})
 
     def forget(self, ids: Sequence[UUID]) -> None:
         """These were deleted on purpose."""
@@ -388,12 +393,18 @@ async def held(client: Client) -> Held:
     if await client.fetchval("SELECT to_regclass('public.memories') IS NULL"):
         images = {}
     else:
-        images = {r["id"]: json.loads(r["image"]) for r in await client.fetch(IMAGES, SYNC_COLUMNS)}
+        images = {r["id"]: json.loads(r["image"]) for r in await client.fetch(IMAGES, SYNC_COLUMNS, None)}
     if await client.fetchval("SELECT to_regclass('dionysus_sync.memory_references') IS NULL"):
         context = set[str]()
     else:
         context = {r[0] for r in await client.fetch(CONTEXT)}
     return Held(images, sorted(r[0] for r in await client.fetch(SHAPE)), context)
+
+
+async def images_here(field: Field) -> dict[str, dict[str, Any]]:
+    """The rows that are in the local store."""
+    async with plain_client(field.stores.database_url, timezone="UTC") as client:
+        return (await held(client)).images
 
 
 async def recover(stores: Stores, *arguments: str) -> Answer:

@@ -18,6 +18,7 @@ from tests.faults.destruction import (
     blows,
     command,
     held,
+    images_here,
     recover,
     until_drained,
     watching,
@@ -89,7 +90,7 @@ async def test_23_eleven_deletes_are_an_incident(field: Field, scenario: Scenari
         assert (incident.role, incident.application_name) == ("postgres", AGENT)
         await until_drained(field.stores.database_url)
         assert await field.live() == live - MANY
-        engaged = not field.expected.keys() <= (await here(field)).keys()
+        engaged = not field.expected.keys() <= (await images_here(field)).keys()
         recovery = await field.recovered(incident)
         assert recovery.restored == MANY
     scenario.note(engaged=engaged, compared=recovery.compared, seconds=recovery.seconds, restored=recovery.restored)
@@ -149,7 +150,7 @@ async def test_23_ten_deletes_are_a_users_work(field: Field, scenario: Scenario)
         await agent_does(field, DELETE, victims, at_once=False)
         assert await judged(field) == []
         assert await field.remote_incidents() == []
-        engaged = not (await here(field)).keys() & set(map(str, victims))
+        engaged = not (await images_here(field)).keys() & set(map(str, victims))
         field.forget(victims)
         answer = await recover(field.stores)
         assert (answer.status, answer.report["will_restore"]) == (0, 0), answer
@@ -201,12 +202,6 @@ async def until_passed(client: Client, begun: datetime, pace: Pace) -> None:
         return bool(await client.fetchval(HAVE_PASSED, first_at, pace.pause))
 
     await until(passed, what="the pause is over", seconds=pace.pause + SOON)
-
-
-async def here(field: Field) -> dict[str, dict[str, object]]:
-    """The rows that are in the local store."""
-    async with plain_client(field.stores.database_url, timezone="UTC") as client:
-        return (await held(client)).images
 
 
 ALL_BLANK = "UPDATE memories SET content = ''"
@@ -303,12 +298,12 @@ async def test_29_an_undo_and_another_recovery(field: Field, scenario: Scenario)
     """What the recovery overwrote comes back, row by row as it was; what a person has undone, a time still names."""
     async with watching(field.stores):
         incident, engaged = await field.strike(Blow(EACH_ITS_OWN, "bulk_update", last_words=False))
-        overwritten, good = await here(field), dict(field.expected)
+        overwritten, good = await images_here(field), dict(field.expected)
         first = await field.recovered(incident)
         undone = await command(field.stores, "undo", "--yes", "--json")
         assert (undone.status, undone.report["complete"]) == (0, True), undone
         assert undone.report["restored"] == len(overwritten)
-        assert await here(field) == overwritten
+        assert await images_here(field) == overwritten
         field.keep(overwritten)
         assert (await field.compared()).whole
         field.keep(good)
