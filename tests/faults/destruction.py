@@ -237,6 +237,10 @@ class Field:
             self.oracle.expect(id_, None)
             self.expected.pop(str(id_), None)
 
+    def know(self, images: dict[str, dict[str, Any]]) -> None:
+        """Another store has these: they are in the remote store, and have no business here."""
+        self.oracle.elsewhere |= {UUID(id_) for id_ in images}
+
     async def write(self, client: Client, count: int) -> None:
         """Write further rows, which have to be there in the end."""
         for number in range(self.oracle.rows_written + 1, self.oracle.rows_written + 1 + count):

@@ -108,10 +108,12 @@ class Oracle:
 
     Attributes:
         rows_written: Writes that were acknowledged so far.
+        elsewhere: Memories of another local store, which only the remote store may hold.
     """
 
     def __init__(self, database_url: str, neo4j_uri: str, auth: tuple[str, str] | None = None) -> None:
         self.rows_written = 0
+        self.elsewhere: set[UUID] = set()
         self._url = database_url
         self._uri = neo4j_uri
         self._auth = auth
@@ -246,7 +248,7 @@ class Oracle:
 
     def _judge_strangers(self, look: Look, found: Comparison) -> None:
         known = self._rows.keys() | self._possible.keys()
-        strangers = sorted((look.local.keys() | look.remote.keys()) - known)
+        strangers = sorted((look.local.keys() | (look.remote.keys() - self.elsewhere)) - known)
         found.wrong.extend(f"{id_}: nobody wrote this" for id_ in strangers)
 
     def _judge_history(self, look: Look, found: Comparison) -> None:
