@@ -25,7 +25,8 @@ WITH s, [s.epoch, s.generation, lineage, s.past_epochs, s.last_entry] AS held,
   CASE WHEN s.epoch IS :: STRING NOT NULL AND s.epoch <> $epoch THEN [s.epoch] ELSE [] END AS given_up
 FOREACH (_ IN CASE WHEN moves THEN [1] ELSE [] END |
   SET s.past_epochs = coalesce(s.past_epochs, []) + given_up, s.epoch = $epoch, s.generation = $generation,
-      s.lineage = $to, s.last_entry = $last_entry, s.last_push_at = datetime()
+      s.lineage = $to, s.last_entry = $last_entry,
+      s.begun_at = CASE WHEN s.last_push_at IS NULL THEN datetime() ELSE s.begun_at END, s.last_push_at = datetime()
 )
 RETURN [moves, held] AS noted
 
@@ -250,17 +251,6 @@ WHERE link.changed_at IS NULL OR changed_at > link.changed_at
    OR changed_at = link.changed_at AND (deleted OR NOT link.deleted)
 SET link.created_at = datetime(r.created_at), link.changed_at = changed_at, link.deleted = deleted
 
-// note_definition //
-// Keeps the definition of the local table. $id: the local store. $definition: JSON text.
-MERGE (s:Store {id: $id})
-SET s.definition = $definition, s.definition_at = datetime()
-
-// definitions //
-// [id of the local store, definition of its table], newest first. No parameters.
-MATCH (s:Store) WHERE s.definition IS :: STRING NOT NULL
-WITH s ORDER BY s.definition_at DESC, s.id
-RETURN collect([s.id, s.definition]) AS definitions
-
 // digests //
 // A page in the field order of domain.memory.Digest. $after: last id of the page before. $limit: rows. $projects, $sessions,
 // $memory_ids: scope, empty lists mean all.
@@ -301,15 +291,25 @@ WITH r WHERE a IS NULL OR b IS NULL
 RETURN collect(r) AS rows
 
 // sessions //
-// Sessions that were written as rows, not those that only a memory names. No parameters.
-MATCH (s:Session) WHERE s.started_at IS NOT NULL
+// Sessions that were written as rows, not those that only a memory names. $projects, $sessions, $memory_ids: scope, empty
+// lists mean all: sessions in it, and those of memories in it.
+MATCH (s:Session)
+WHERE s.started_at IS NOT NULL AND (
+  size($memory_ids) = 0 AND (size($projects) = 0 OR s.project_id IN $projects)
+    AND (size($sessions) = 0 OR s.id IN $sessions)
+  OR EXISTS { (m:Memory)-[:BELONGS_TO]->(s) WHERE (size($projects) = 0 OR m.source_project IN $projects)
+    AND (size($sessions) = 0 OR m.session_id IN $sessions) AND (size($memory_ids) = 0 OR m.id IN $memory_ids) })
 WITH s ORDER BY s.id
 RETURN collect({id: s.id, project_id: s.project_id, started_at: toString(s.started_at),
   last_activity_at: toString(s.last_activity_at), ended_at: toString(s.ended_at), summary: s.summary}) AS rows
 
 // projects //
-// Projects that were written as rows, not those that only a memory names. No parameters.
-MATCH (p:Project) WHERE p.name IS NOT NULL OR p.created_at IS NOT NULL
+// Projects that were written as rows, not those that only a memory names. Parameters as of `sessions`.
+MATCH (p:Project)
+WHERE (p.name IS NOT NULL OR p.created_at IS NOT NULL) AND (
+  size($memory_ids) = 0 AND size($sessions) = 0 AND (size($projects) = 0 OR p.id IN $projects)
+  OR EXISTS { (m:Memory)-[:TAGGED_WITH]->(p) WHERE (size($projects) = 0 OR m.source_project IN $projects)
+    AND (size($sessions) = 0 OR m.session_id IN $sessions) AND (size($memory_ids) = 0 OR m.id IN $memory_ids) })
 WITH p ORDER BY p.id
 RETURN collect({id: p.id, name: p.name, description: p.description, created_at: toString(p.created_at)}) AS rows
 

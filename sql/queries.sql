@@ -89,7 +89,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate,grants_in,bare_words,attempt,rebuild_table,make_column,type_of,counting_of,widen_column,make_constraint,make_index,give_again,complete_table,require_column,make_trigger,make_policy}'::text[])
         AS made (name)
     UNION ALL
     -- Columns that can be put back.
@@ -514,19 +514,6 @@ FROM :memories WHERE id = ANY ($1::uuid[])
 -- table_definition --
 SELECT dionysus_sync.definition_of(to_regclass(:'memories'))::text
 
--- recreate_memories --
--- $1 schema, $2 definition.
-SELECT dionysus_sync.recreate_table($1, 'memories', $2::jsonb)
-
--- add_noted_columns --
--- $1 schema, $2 definition: what the table lacks of its columns; rows that are there need not fill them.
-SELECT dionysus_sync.recreate_column(format('%I.memories', $1::text), col || '{"not_null": false}')
-FROM jsonb_array_elements($2::jsonb -> 'columns') AS col
-WHERE NOT col ->> 'name' = ANY (dionysus_sync.sync_columns())
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS present
-                  WHERE present.attrelid = to_regclass(format('%I.memories', $1::text))
-                    AND present.attname = col ->> 'name' AND NOT present.attisdropped)
-
 -- undo_narrowed --
 -- $1 ids of rows of the page that were just written: those are taken out again for which the table lacks a column that
 -- they fill. Their ids, and the columns.
@@ -551,14 +538,15 @@ SELECT dionysus_sync.ensure_schema($1)
 CREATE TEMPORARY TABLE IF NOT EXISTS dionysus_restore (
     id uuid, version integer, content_hash text, deleted_at text, content text, memory_type text,
     importance double precision, source_project text, session_id text, tags text[], created_at text, updated_at text,
-    extra text
+    extra text, number integer, confirmed integer, is_new boolean, overwrites text
 ) ON COMMIT DELETE ROWS
 
 -- leave_out_present --
--- Rows of the page that are in memories already are not restored; their number. Each is looked up by its key, see below.
+-- Rows of the page that are in memories already, and are not to be replaced, are not restored; their number. Each is looked
+-- up by its key, see below.
 WITH gone AS (
     DELETE FROM pg_temp.dionysus_restore AS page
-    WHERE (SELECT true FROM :memories WHERE memories.id = page.id LIMIT 1)
+    WHERE page.overwrites IS NULL AND (SELECT true FROM :memories WHERE memories.id = page.id LIMIT 1)
     RETURNING 1
 )
 SELECT count(*) FROM gone
@@ -583,10 +571,6 @@ WHERE here.image IS NULL
                WHERE coalesce(page.extra::jsonb ? key, false)
                   OR key IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
                              'created_at', 'updated_at'))) <> page.content_hash)
-
--- resurrected_ids --
--- The ids of the page that the remote holds as deleted: they are queued, so that the remote has them live again.
-SELECT id FROM pg_temp.dionysus_restore WHERE deleted_at IS NOT NULL
 
 -- local_digests --
 -- $1 projects, $2 sessions, $3 ids (empty: all), $4 the first id of the page, $5 how many.
@@ -644,7 +628,11 @@ FROM jsonb_populate_recordset(NULL::dionysus_sync.projects, $1::jsonb) AS made
 ON CONFLICT (id) DO NOTHING
 
 -- note_recovery --
-INSERT INTO dionysus_sync.recoveries (report) VALUES ($1::jsonb)
+-- $1 report: one that names its recovery is kept under that id.
+INSERT INTO dionysus_sync.recoveries (id, report)
+SELECT coalesce(nullif(made.report ->> 'recovery_id', '')::uuid, gen_random_uuid()), made.report
+FROM (SELECT $1::jsonb AS report) AS made
+ON CONFLICT (id) DO UPDATE SET report = EXCLUDED.report, finished_at = EXCLUDED.finished_at
 
 -- local_state --
 -- What needs no table of the user's. $1: an entry that was refused so often failed for good. Beyond 100,000 entries the queue is not counted but bounded from above by its numbers:

@@ -1,16 +1,28 @@
-"""Merges noted definitions of the local table: one that was noted never loses a column that memories may have."""
+"""Noted definitions of the local table: which one was valid when, what a table has lost of one, and merging them.
+
+Each is JSON text as `dionysus_sync.definition_of` makes it. Of what somebody wrote into the remote store by hand and is
+no definition, there are no columns.
+"""
 
 import json
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from dionysus_sync_mcp.domain.memory import SYNC_COLUMNS
+
+# Of whole numbers, each holds those before it, and looks the same as JSON.
+_WHOLE = ("smallint", "integer", "bigint", "numeric")
+_TEXT = re.compile(r"(?:text|character varying(?:\(([0-9]{1,9})\))?)")
 
 
 def widened(current: str, noted: str | None) -> str:
     """`current` with the columns that only `noted` has, marked as gone, which rows of now need not fill.
 
     A table that somebody made again with fewer columns does not say that the other ones were not needed: the remote
-    store has memories that fill them. Both are JSON text as `dionysus_sync.definition_of` makes it.
+    store has memories that fill them.
     """
     names = {column.get("name") for column in _columns(current)}
     lacking = [
@@ -30,6 +42,68 @@ def reshaped(current: str, noted: str) -> bool:
     return _shapes(_columns(current)) != _shapes(before)
 
 
+def same(one: str, other: str | None) -> bool:
+    """Whether both say the same of the table, whenever it was looked at."""
+    return one == other or (other is not None and _without_time(one) == _without_time(other))
+
+
+def valid_at(noted: Sequence[tuple[datetime, str]], moment: datetime) -> str | None:
+    """The definition that held at that time: the last one that was seen by then, else the first there is.
+
+    Args:
+        noted: When each was noted, in order. What a definition itself says of when it was seen counts more: that is
+            by the clock of the local store, as `moment` is.
+    """
+    seen = [(_seen_at(text) or at, text) for at, text in noted]
+    before = [one for one in seen if one[0] <= moment]
+    if before:
+        return max(before, key=lambda one: one[0])[1]
+    return min(seen, key=lambda one: one[0])[1] if seen else None
+
+
+def retyped(current: str, noted: str) -> list[str]:
+    """The columns whose type cannot hold all that they could hold by `noted`, by name."""
+    types = {str(column.get("name")): str(column.get("type")) for column in _columns(current)}
+    before = {str(column.get("name")): str(column.get("type")) for column in _columns(noted)}
+    return [
+        name
+        for name, was in before.items()
+        if name in types and name not in SYNC_COLUMNS and not _holds(types[name], was)
+    ]
+
+
+def _holds(present: str, noted: str) -> bool:
+    """Whether every value of one type is a value of the other that looks the same as JSON."""
+    if present == noted:
+        return True
+    if present in _WHOLE and noted in _WHOLE:
+        return _WHOLE.index(present) >= _WHOLE.index(noted)
+    if present == "numeric":
+        return noted.startswith("numeric(")
+    longest, was = _TEXT.fullmatch(present), _TEXT.fullmatch(noted)
+    return longest is not None and was is not None and _length(longest) >= _length(was)
+
+
+def _length(text_type: re.Match[str]) -> float:
+    return int(text_type[1]) if text_type[1] else math.inf
+
+
+def _without_time(definition: str) -> object:
+    try:
+        found = json.loads(definition)
+    except ValueError:
+        return definition
+    return {name: part for name, part in found.items() if name != "seen_at"} if isinstance(found, dict) else found
+
+
+def _seen_at(definition: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(json.loads(definition)["seen_at"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return found if found.tzinfo else None
+
+
 def _shapes(columns: list[dict[str, Any]]) -> list[str]:
     """Without the sync columns, which are in no image. A default counts only where it says how a column is computed."""
     return sorted(
@@ -40,7 +114,7 @@ def _shapes(columns: list[dict[str, Any]]) -> list[str]:
 
 
 def _columns(definition: str | None) -> list[dict[str, Any]]:
-    """None of what somebody wrote into the remote store by hand and is no definition."""
+    """None of what is no definition."""
     try:
         found = json.loads(definition or "{}")
     except ValueError:

@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
+from uuid import uuid4
 
 from dionysus_sync_mcp.domain.drift import Action, There, winner
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports.push import RemoteWriter
-from dionysus_sync_mcp.engine.ports.recover import RemoteReader, Restorer
+from dionysus_sync_mcp.engine.ports.recover import RemoteReader, Restorer, as_it_stands
 from dionysus_sync_mcp.engine.ports.verify import LocalMending, RemoteMending, Seen
 
 PAGE = 500
@@ -100,7 +101,8 @@ class Mender:
         return Mended(await self._local.delete_again(await self._as_seen(seen)))
 
     async def _restore(self, seen: Sequence[Seen], _store: str) -> Mended:
-        page = await self._restorer.restore(await self._as_seen(seen))
+        rows = [as_it_stands(memory) for memory in await self._as_seen(seen)]
+        page = await self._restorer.restore(str(uuid4()), rows)
         return Mended(page.verified, {**dict(page.refused), **dict.fromkeys(page.mismatched, MISMATCHED)})
 
     async def _pull(self, seen: Sequence[Seen], store: str) -> Mended:

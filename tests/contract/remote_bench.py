@@ -67,7 +67,7 @@ class TwinBench:
         }
 
     async def referenced(self) -> dict[tuple[str, str, str], bool]:
-        return {key: row["deleted"] for key, row in self.remote.references.items()}
+        return {key: row["deleted"] for key, row in self.remote.links.items()}
 
     def _held(self, memory_id: str) -> Held:
         node = self.remote.nodes[memory_id]

@@ -9,10 +9,10 @@ from typing import Any
 
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import LineageMoved, Unavailable
-from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, RemoteMemory, Version
+from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, Version
 from dionysus_sync_mcp.engine.ports.install import InstallStep
 from dionysus_sync_mcp.engine.ports.push import Conflict, LiveVersion, QueueEntry, Settlement, Stamp
-from dionysus_sync_mcp.engine.ports.recover import PageResult
+from dionysus_sync_mcp.engine.ports.recover import ContextResult, PageResult, Restoration
 from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity, SyncEvent
 from dionysus_sync_mcp.engine.ports.status import Activity, LastCheck, LocalState
 
@@ -62,6 +62,8 @@ class MemoryLocal:
     last_seq: int = 0
     last_check: LastCheck | None = None
     recoveries: int = 0  # under way
+    kept: dict[tuple[str, str], Row] = field(default_factory=dict)  # what recoveries have overwritten
+    completed: list[str | None] = field(default_factory=list)  # definitions of which the rest was asked for
     gaps: int = 0
 
     # --- what a user does
@@ -338,13 +340,18 @@ class MemoryLocal:
         finally:
             self.recoveries -= 1
 
-    async def ensure_schema(self, definition: str | None) -> bool:
+    async def ensure_schema(self, definition: str | None) -> list[str]:
         """Make what is missing."""
         self._check()
-        created = self.rows is None
-        self.shape = definition if created and definition else self.shape
+        self.shape = definition if self.rows is None and definition else self.shape
         await self.install()
-        return created
+        return []
+
+    async def complete_schema(self, definition: str | None) -> list[str]:
+        """Note that it was asked for."""
+        self._check()
+        self.completed.append(definition)
+        return []
 
     async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
         """One page."""
@@ -354,27 +361,50 @@ class MemoryLocal:
             if not scope.memory_ids or i in scope.memory_ids
         ]
 
-    async def restore(self, memories: Sequence[RemoteMemory]) -> PageResult:
-        """Insert what is not there; `refusing` are ids that the table refuses."""
+    async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
+        """Insert what is not there, overwrite what is as it was seen; `refusing` are ids that the table refuses."""
         self._check()
-        missing = [m for m in memories if m.id not in self.table]
-        good = [m for m in missing if m.id not in self.refusing]
-        for memory in good:
-            self.table[memory.id] = Row(Properties(*memory[4:]), memory.version, "synced", memory.version)
-        mismatched = [m.id for m in good if self.table[m.id].content_hash != m.content_hash]
-        refused = [(m.id, "the table refuses it") for m in missing if m.id in self.refusing]
-        return PageResult(len(good), len(good) - len(mismatched), len(memories) - len(missing), refused, mismatched)
+        moved = [r.memory.id for r in restorations if not self._is_as_seen(r)]
+        there = [r for r in restorations if r.overwrites is None and r.memory.id in self.table]
+        chosen = [r for r in restorations if r not in there and r.memory.id not in moved]
+        good = [r for r in chosen if r.memory.id not in self.refusing]
+        overwritten = [r for r in good if r.overwrites is not None]
+        for one in overwritten:
+            self.kept[recovery_id, one.memory.id] = self.table[one.memory.id]
+        for one in good:
+            self._write_restored(one)
+        mismatched = [r.memory.id for r in good if self.table[r.memory.id].content_hash != r.memory.content_hash]
+        refused = [(r.memory.id, "the table refuses it") for r in chosen if r not in good]
+        refused += [(memory_id, "changed meanwhile") for memory_id in moved]
+        verified = len(good) - len(mismatched)
+        return PageResult(len(good), verified, len(there), refused, mismatched, len(overwritten))
+
+    def _is_as_seen(self, restoration: Restoration) -> bool:
+        row = self.table.get(restoration.memory.id)
+        return restoration.overwrites is None or (row is not None and row.content_hash == restoration.overwrites)
+
+    def _write_restored(self, restoration: Restoration) -> None:
+        memory = restoration.memory
+        status = "pending" if restoration.is_new else "synced"
+        self.table[memory.id] = Row(Properties(*memory[4:]), restoration.number, status, restoration.confirmed)
+        if restoration.is_new:
+            self.capture(memory.id, "update")
 
     async def waiting_ids(self) -> list[str]:
         """Of the entries that are not parked."""
         return [e.memory_id for seq, e in self.entries.items() if e.memory_id and seq not in self.parked]
 
     async def restore_context(
-        self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]
-    ) -> list[str]:
+        self,
+        sessions: Sequence[dict[str, Any]],
+        projects: Sequence[dict[str, Any]],
+        references: Sequence[dict[str, Any]] = (),
+    ) -> ContextResult:
         """Keep them."""
-        self.context += [*sessions, *projects]
-        return []
+        linked = [row for row in references if {row["source_id"], row["target_id"]} <= self.table.keys()]
+        fresh = [row for row in linked if row not in self.context]
+        self.context += [*sessions, *projects, *fresh]
+        return ContextResult([], len(fresh))
 
     async def confirmed_ids(self, after: str, limit: int) -> list[str]:
         """A page."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dionysus_sync_mcp.domain.errors import LineageMoved
@@ -11,11 +11,12 @@ from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, MemoryChange, RemoteMemory, Version
 from dionysus_sync_mcp.engine.ports.embed import Text, Vector
 from dionysus_sync_mcp.engine.ports.push import Move, Outcome, RemoteBatch, Replaced, RowOutcome
-from dionysus_sync_mcp.engine.ports.recover import Holdings, RemoteCounts
+from dionysus_sync_mcp.engine.ports.recover import EVERYTHING, Holdings, RemoteCounts
 from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity
 
 APPLIED: frozenset[Outcome] = frozenset({"created", "updated", "resurrected", "conflict_won"})
 NEVER_PUSHED = RemoteLineage(Lineage("", 0, ""))
+FIRST_NOTED = datetime(2026, 1, 1, tzinfo=UTC)
 HistoryKey = tuple[str, int, str, bool]
 
 
@@ -37,11 +38,13 @@ class MemoryRemote:
 
     nodes: dict[str, Node] = field(default_factory=dict)
     history: dict[HistoryKey, Version] = field(default_factory=dict)
+    origins: dict[HistoryKey, str] = field(default_factory=dict)  # which local store wrote it
     stores: dict[str, RemoteLineage] = field(default_factory=dict)
     session_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     project_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    references: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    links: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
+    noted_before: dict[str, list[str]] = field(default_factory=dict)
     replaced: dict[tuple[str, int, str, str], Replaced] = field(default_factory=dict)
     failure: Exception | None = None
     prepared: bool = False
@@ -68,6 +71,7 @@ class MemoryRemote:
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """The newest one wins."""
         self.stores.setdefault(identity.id, NEVER_PUSHED)
+        self.noted_before.setdefault(identity.id, []).append(definition)
         self.noted = {identity.id: definition, **{i: text for i, text in self.noted.items() if i != identity.id}}
 
     async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]:
@@ -91,13 +95,28 @@ class MemoryRemote:
         """Those of which a memory is not there."""
         return [row for row in references if not {row["source_id"], row["target_id"]} <= self.nodes.keys()]
 
-    async def sessions(self) -> list[dict[str, Any]]:
-        """All rows."""
-        return [row for _, row in sorted(self.session_rows.items())]
+    async def sessions(self, scope: Scope = EVERYTHING) -> list[dict[str, Any]]:
+        """Rows of the scope, and of its memories."""
+        used = {node.memory.session_id for node in self.nodes.values() if _in_scope(node.memory, scope)}
+        return [
+            row
+            for _, row in sorted(self.session_rows.items())
+            if row["id"] in used or _holds(scope, row["project_id"], row["id"])
+        ]
 
-    async def projects(self) -> list[dict[str, Any]]:
-        """All rows."""
-        return [row for _, row in sorted(self.project_rows.items())]
+    async def projects(self, scope: Scope = EVERYTHING) -> list[dict[str, Any]]:
+        """Rows of the scope, and of its memories."""
+        used = {node.memory.source_project for node in self.nodes.values() if _in_scope(node.memory, scope)}
+        return [
+            row for _, row in sorted(self.project_rows.items()) if row["id"] in used or _holds(scope, row["id"], None)
+        ]
+
+    async def references(self, scope: Scope, after: str, limit: int) -> list[dict[str, Any]]:
+        """Of so many sources, without those that were removed."""
+        live = [row for _, row in sorted(self.links.items()) if not row["deleted"]]
+        sources = {row["source_id"] for row in live if _in_scope(self.nodes[row["source_id"]].memory, scope)}
+        page = sorted(source for source in sources if source > after)[:limit]
+        return [row for row in live if row["source_id"] in page]
 
     async def counts(self) -> RemoteCounts:
         """Of the nodes and the history."""
@@ -117,6 +136,10 @@ class MemoryRemote:
     async def definitions(self) -> dict[str, str]:
         """The newest first."""
         return dict(self.noted)
+
+    async def definition_history(self, store: str) -> list[tuple[datetime, str]]:
+        """An hour apart."""
+        return [(FIRST_NOTED + timedelta(hours=n), text) for n, text in enumerate(self.noted_before.get(store, []))]
 
     async def texts_without_vector(self, limit: int) -> list[Text]:
         """Those that wait."""
@@ -162,6 +185,7 @@ class MemoryRemote:
         for version in (*change.older, change.newest):
             key = (change.memory_id, version.number, version.content_hash, version.operation == "delete")
             self.history.setdefault(key, version)
+            self.origins.setdefault(key, store)
         if old and outcome == "conflict_won":
             won = Replaced((old.memory.content or "")[:100], old.memory.version, change.newest.number)
             self.replaced[change.memory_id, change.newest.number, change.newest.content_hash, store] = won
@@ -196,10 +220,10 @@ class MemoryRemote:
 
     def _write_reference(self, row: dict[str, Any]) -> None:
         key = (row["source_id"], row["target_id"], row["context"])
-        old = self.references.get(key)
+        old = self.links.get(key)
         new = {"deleted": False, "changed_at": row["created_at"], **row}
         if {row["source_id"], row["target_id"]} <= self.nodes.keys() and _replaces(old, new):
-            self.references[key] = new
+            self.links[key] = new
 
 
 def decide(old: Node | None, change: MemoryChange, store: str) -> Outcome:
@@ -262,6 +286,14 @@ def _in_scope(memory: RemoteMemory, scope: Scope) -> bool:
         (not scope.projects or memory.source_project in scope.projects)
         and (not scope.sessions or memory.session_id in scope.sessions)
         and (not scope.memory_ids or memory.id in scope.memory_ids)
+    )
+
+
+def _holds(scope: Scope, project: str | None, session: str | None) -> bool:
+    return (
+        not scope.memory_ids
+        and (not scope.projects or project in scope.projects)
+        and (not scope.sessions or session in scope.sessions)
     )
 
 

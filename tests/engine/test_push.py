@@ -365,7 +365,7 @@ async def test_sessions_projects_and_references_travel_in_their_last_state() -> 
     local.enqueue(QueueEntry(0, "reference", "delete", START, payload=link))
     assert (await drain(local, remote)).pushed == 7
     assert remote.project_rows["p"]["name"] == "renamed"
-    assert [r["deleted"] for r in remote.references.values()] == [True]
+    assert [r["deleted"] for r in remote.links.values()] == [True]
     assert not local.entries
 
 

@@ -84,4 +84,4 @@ async def test_a_push_looks_for_refused_rows_only_so_long_and_the_next_one_goes_
         pushes += 1
     assert pushes > 2
     assert {i for i, row in local.table.items() if row.status == "failed"} == {f"{n:03}" for n in range(100) if n % 10}
-    assert (len(remote.nodes), len(remote.references)) == (10, 1)
+    assert (len(remote.nodes), len(remote.links)) == (10, 1)

@@ -11,6 +11,7 @@ from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.errors import InputError
 from dionysus_sync_mcp.domain.memory import RemoteMemory
+from dionysus_sync_mcp.engine.ports.recover import as_it_stands
 from dionysus_sync_mcp.engine.ports.sessions import SessionRow
 from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.reports import RecoveryReport
@@ -148,7 +149,8 @@ async def test_a_default_of_another_type_than_its_column_is_no_obstacle(
     kept = RemoteMemory(str(uid(1)), 1, "", None, "kept", "episodic", 0.5, "p", None, [], then, then, extra)
     bare = kept._replace(id=str(uid(2)), content="bare", extra="{}")
     async with opened(migrated_database_url) as database:
-        result = await PostgresRestorer(database, Installer(database, load_migrations())).restore([kept, bare])
+        restorer = PostgresRestorer(database, Installer(database, load_migrations()))
+        result = await restorer.restore(str(uid(9)), [as_it_stands(kept), as_it_stands(bare)])
     assert (result.restored, result.refused) == (2, [])
     found = await client.fetch(select, [uid(1), uid(2)])
     assert found[0][0] == default
@@ -344,7 +346,9 @@ async def test_a_row_that_the_table_refuses_is_named(program: Runtime, client: C
     assert (report.refused[0].memory_id, "only_good" in (report.refused[0].reason or "")) == (str(uid(17)), True)
 
 
-async def test_a_row_that_a_trigger_swallows_or_changes_is_named(program: Runtime, client: Client) -> None:
+async def test_a_row_that_a_trigger_swallows_is_named_and_one_that_it_changes_is_put_right(
+    program: Runtime, client: Client
+) -> None:
     """Verification is of what stands in the table, not of what was sent to it."""
     for number in range(1, 6):
         await client.execute(INSERT, uid(number), f"c{number}")
@@ -357,7 +361,8 @@ async def test_a_row_that_a_trigger_swallows_or_changes_is_named(program: Runtim
         "CREATE TRIGGER meddle BEFORE INSERT ON memories FOR EACH ROW EXECUTE FUNCTION meddle()"
     )
     report = await recovered(program)
-    assert (report.complete, report.verified, report.refused_count) == (False, 2, 3)
+    assert (report.complete, report.verified, report.refused_count) == (False, 3, 2)
+    assert await client.fetchval("SELECT content FROM memories WHERE id = $1", uid(3)) == "c3"
 
 
 async def test_sessions_and_projects_come_back(program: Runtime, client: Client) -> None:

@@ -22,7 +22,9 @@ from dionysus_sync_mcp.domain.adoption import (
     refuse_newer,
     refuse_without_rights,
 )
+from dionysus_sync_mcp.domain.definition import retyped
 from dionysus_sync_mcp.domain.errors import Refused, SchemaMismatch
+from dionysus_sync_mcp.domain.text import defused
 from dionysus_sync_mcp.engine.ports.install import InstallStep
 from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
 
@@ -76,24 +78,39 @@ class Installer:
                 await self._try_to_watch_ddl(connection)
         return steps, adopted
 
-    async def rebuild(self, definition: str | None) -> bool:
-        """Create what is missing, `memories` after a noted definition where there is one; whether anything was."""
+    async def rebuild(self, definition: str | None) -> list[str]:
+        """Create what is missing, and make `memories` what a noted definition says; what could not be, a line each."""
         sql = self._database.sql
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_engine"])
             await connection.execute(sql["lock_migrations"])
             await self._carry_out(connection, await self._migration_steps(connection))
-            created = definition is not None and await self._table(connection) is None
-            if created:
-                await connection.execute(sql["recreate_memories"], self._database.schema, definition)
-            else:
-                await connection.execute(sql["ensure_schema"], self._database.schema)
-            if definition is not None and not created:
-                await connection.execute(sql["short_lock_wait"])
-                await connection.execute(sql["add_noted_columns"], self._database.schema, definition)
+            await connection.execute(sql["short_lock_wait"])
+            faults = await self._rebuild_table(connection, definition)
             steps, _ = await self._missing(connection)
             await self._carry_out(connection, steps)
-        return created or bool(steps)
+        return [defused(fault) for fault in faults]
+
+    async def _rebuild_table(self, connection: "Connection", definition: str | None) -> list[str]:
+        sql, schema = self._database.sql, self._database.schema
+        if definition is None:
+            await connection.execute(sql["ensure_schema"], schema)
+            return []
+        present: str | None = await connection.fetchval(sql["table_definition"])
+        retype = retyped(present, definition) if present else []
+        faults: list[str] = await connection.fetchval(sql["rebuild_memories"], schema, definition, retype)
+        return faults
+
+    async def complete(self, definition: str | None) -> list[str]:
+        """Add the triggers, row security and foreign keys of a noted definition; what could not be, a line each."""
+        if definition is None:
+            return []
+        sql = self._database.sql
+        async with self._database.transaction(patience=LONG_PATIENCE) as connection:
+            await connection.execute(sql["mark_engine"])
+            await connection.execute(sql["short_lock_wait"])
+            faults = await connection.fetchval(sql["complete_memories"], self._database.schema, definition)
+        return [defused(fault) for fault in faults]
 
     async def capture_installed(self) -> bool:
         """Whether the bookkeeping, the table and every trigger of ours that this role can make are in place."""

@@ -1,16 +1,18 @@
 """The local store's side of a recovery: pages by COPY, inserted and verified in one transaction each."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database, users_path
+from asyncpg import exceptions as pg
+
+from dionysus_sync_mcp.adapters.postgres.database import LOCK_SECONDS, LONG_PATIENCE, Database, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
-from dionysus_sync_mcp.engine.ports.recover import PageResult
+from dionysus_sync_mcp.engine.ports.recover import ContextResult, PageResult, Restoration, as_it_stands
 from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
 
 if TYPE_CHECKING:
@@ -18,8 +20,15 @@ if TYPE_CHECKING:
 
 PAGE_COLUMNS = (
     "id", "version", "content_hash", "deleted_at", "content", "memory_type", "importance", "source_project",
-    "session_id", "tags", "created_at", "updated_at", "extra",
+    "session_id", "tags", "created_at", "updated_at", "extra", "number", "confirmed", "is_new", "overwrites",
 )  # fmt: skip
+NOT_AS_SEEN = {
+    "changed": "changed meanwhile",
+    "gone": "changed meanwhile: it is not here any more",
+    "held": "changed meanwhile, or about to be: somebody holds it",
+}
+MISMATCHED = "it would not become what it was: the table lacks a column, or one of its triggers changes it"
+NOTHING = PageResult(0, 0, 0, [], [])
 DIGEST_PAGE = 5000
 LAST_ID = 2**128 - 1
 
@@ -38,9 +47,13 @@ class PostgresRestorer:
             await connection.execute(self._database.sql["mark_recovery"])
             yield
 
-    async def ensure_schema(self, definition: str | None) -> bool:
+    async def ensure_schema(self, definition: str | None) -> list[str]:
         """See `Restorer.ensure_schema`."""
         return await self._installer.rebuild(definition)
+
+    async def complete_schema(self, definition: str | None) -> list[str]:
+        """See `Restorer.complete_schema`."""
+        return await self._installer.complete(definition)
 
     async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
         """See `Restorer.digests`. Keyset pages: no transaction stays open between them."""
@@ -67,35 +80,39 @@ class PostgresRestorer:
             )
         return [Digest(r["id"], r["version"], r["content_hash"], deleted=False) for r in records]
 
-    async def restore(self, memories: Sequence[RemoteMemory]) -> PageResult:
+    async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
         """See `Restorer.restore`. A page with a row that the table refuses is halved until that row stands alone."""
-        try:
-            return await self._restore_page(memories)
-        except Refused as error:
-            if len(memories) == 1:
-                return PageResult(0, 0, 0, [(memories[0].id, error.what)], [])
-        middle = len(memories) // 2
-        return _together(await self.restore(memories[:middle]), await self.restore(memories[middle:]))
+        rows = {restoration.memory.id: restoration for restoration in restorations}
 
-    async def _restore_page(self, memories: Sequence[RemoteMemory]) -> PageResult:
+        async def write(memory_ids: Sequence[str]) -> PageResult:
+            return await self._restore_page(recovery_id, [rows[memory_id] for memory_id in memory_ids])
+
+        return await halving(write, list(rows))
+
+    async def _restore_page(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
         sql = self._database.sql
+        overwriting = [r.memory.id for r in restorations if r.overwrites is not None]
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_restore"])
-            await fill_page(connection, sql, memories)
+            await _fill(connection, sql, restorations)
             present = await connection.fetchval(sql["leave_out_present"])
-            restored = await connection.fetchval(sql["write_restored"], False)
-            mismatched = [r["id"] for r in await connection.fetch(sql["verify_restored"])]
-            narrowed = await connection.fetch(sql["undo_narrowed"], mismatched) if mismatched else []
-            resurrected = [r["id"] for r in await connection.fetch(sql["resurrected_ids"])]
-            if resurrected:
-                await connection.execute(sql["enqueue_rows"], resurrected)
-        lacking = {r["id"]: f"the table has no column for what it has in {r['lacking']}" for r in narrowed}
+            moved = await leave_out_moved(connection, sql, overwriting)
+            kept = [memory_id for memory_id in overwriting if memory_id not in moved]
+            await connection.execute(sql["keep_overwritten"], recovery_id, kept)
+            written, mismatched = await write_page(connection, sql, kept)
+            lacking = await _take_out_narrowed(connection, sql, mismatched)
+            await connection.execute(sql["note_written_hashes"], recovery_id, kept)
+            new = [r["id"] for r in await connection.fetch(sql["new_ids"])]
+            await connection.execute(sql["enqueue_rows"], new)
+        there = sum(state == "there" for state in moved.values())
+        refused = [(memory_id, NOT_AS_SEEN[state]) for memory_id, state in moved.items() if state != "there"]
         return PageResult(
-            restored=restored - len(lacking),
-            verified=len(memories) - present - len(mismatched),
-            already_there=present,
-            refused=list(lacking.items()),
+            restored=written - len(lacking),
+            verified=len(restorations) - present - len(moved) - len(mismatched),
+            already_there=present + there,
+            refused=[*refused, *lacking.items()],
             mismatched=[memory_id for memory_id in mismatched if memory_id not in lacking],
+            overwritten=len(kept),
         )
 
     async def waiting_ids(self) -> list[str]:
@@ -104,30 +121,39 @@ class PostgresRestorer:
             return [r["id"] for r in await connection.fetch(self._database.sql["waiting_ids"])]
 
     async def restore_context(
-        self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]
-    ) -> list[str]:
+        self,
+        sessions: Sequence[dict[str, Any]],
+        projects: Sequence[dict[str, Any]],
+        references: Sequence[dict[str, Any]] = (),
+    ) -> ContextResult:
         """See `Restorer.restore_context`. Where one row is refused, each has a transaction of its own."""
-        refused = []
         sql = self._database.sql
-        parts = (("project", sql["restore_projects"], projects), ("session", sql["restore_sessions"], sessions))
-        for kind, statement, rows in parts:
-            try:
-                await self._restore_rows(statement, rows)
-            except Refused:
-                refused += [fault for row in rows if (fault := await self._restore_alone(kind, statement, row))]
-        return refused
+        refused: list[str] = []
+        await self._restore_rows("project", sql["restore_projects"], projects, refused)
+        await self._restore_rows("session", sql["restore_sessions"], sessions, refused)
+        added = await self._restore_rows("reference", sql["restore_references"], references, refused)
+        return ContextResult(refused, added)
 
-    async def _restore_alone(self, kind: str, statement: str, row: dict[str, Any]) -> str | None:
+    async def _restore_rows(self, kind: str, statement: str, rows: Sequence[dict[str, Any]], refused: list[str]) -> int:
+        """How many rows were inserted; of those that are refused, which and why goes to `refused`."""
+        if not rows:
+            return 0
         try:
-            await self._restore_rows(statement, [row])
+            return await self._insert(statement, rows)
         except Refused as error:
-            return f"{kind} {row.get('id')} was not restored: {error.what}"
-        return None
+            if len(rows) == 1:
+                name = rows[0].get("id") or rows[0].get("source_id")
+                refused.append(f"{kind} {name} was not restored: {error.what}")
+                return 0
+        middle = len(rows) // 2
+        first = await self._restore_rows(kind, statement, rows[:middle], refused)
+        return first + await self._restore_rows(kind, statement, rows[middle:], refused)
 
-    async def _restore_rows(self, statement: str, rows: Sequence[dict[str, Any]]) -> None:
+    async def _insert(self, statement: str, rows: Sequence[dict[str, Any]]) -> int:
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(self._database.sql["mark_engine"])
-            await connection.execute(statement, json.dumps(list(rows)))
+            inserted = await connection.execute(statement, json.dumps(list(rows)))
+        return int(inserted.split()[-1])
 
     async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
         """See `Restorer.record_recovery`."""
@@ -173,11 +199,102 @@ async def fill_page(connection: "Connection", sql: Mapping[str, str], memories: 
     Raises:
         Refused: A property that somebody wrote into the remote by hand is of another type than the column.
     """
+    await _fill(connection, sql, map(as_it_stands, memories))
+
+
+async def _fill(connection: "Connection", sql: Mapping[str, str], restorations: Iterable[Restoration]) -> None:
     await connection.execute(sql["create_restore_page"])
+    records = ((*r.memory, r.number, r.confirmed, r.is_new, r.overwrites) for r in restorations)
     try:
-        await connection.copy_records_to_table("dionysus_restore", records=memories, columns=PAGE_COLUMNS)
+        await connection.copy_records_to_table("dionysus_restore", records=records, columns=PAGE_COLUMNS)
     except (TypeError, ValueError, OverflowError) as error:
         raise Refused(f"a property in the remote store has another type than its column: {error}") from error
+
+
+async def leave_out_moved(
+    connection: "Connection", sql: Mapping[str, str], memory_ids: Sequence[str]
+) -> dict[str, str]:
+    """Lock the rows that are to be overwritten, and take those out of the page that are not as they were seen.
+
+    Returns how those stand: as in `NOT_AS_SEEN`, or `there` for one that is what it is to become already.
+    """
+    if not memory_ids:
+        return {}
+    locked = await _lock(connection, sql, memory_ids)
+    return {r["id"]: r["state"] for r in await connection.fetch(sql["leave_out_moved"], locked)}
+
+
+async def _lock(connection: "Connection", sql: Mapping[str, str], memory_ids: Sequence[str]) -> list[str]:
+    """A push holds rows for an instant; who holds one for longer is about to change it."""
+    try:
+        async with connection.transaction():
+            await connection.execute(sql["table_wait"])
+            locked = await connection.fetch(sql["lock_waiting"], memory_ids)
+            await connection.execute(sql["usual_wait"], f"{LOCK_SECONDS}s")
+    except pg.LockNotAvailableError:
+        locked = await connection.fetch(sql["lock_rows"], memory_ids)
+    return [r["id"] for r in locked]
+
+
+async def write_page(
+    connection: "Connection", sql: Mapping[str, str], overwriting: Sequence[str]
+) -> tuple[int, list[str]]:
+    """Write the rows of the page; how many were, and the ids of those inserted that have another hash.
+
+    What a trigger of the user's has changed of a row, such as `updated_at`, is put right.
+
+    Raises:
+        OthersRefused: Of those that are overwritten some would have another hash; none may be left so.
+    """
+    written = int(await connection.fetchval(sql["write_restored"], False))
+    mismatched = await _mismatched(connection, sql)
+    if mismatched:
+        await connection.execute(sql["wanted_images"])
+        async with users_path(connection, sql):
+            await connection.execute(sql["straighten"], mismatched)
+        mismatched = await _mismatched(connection, sql)
+    if wrong := set(mismatched) & set(overwriting):
+        raise OthersRefused(dict.fromkeys(wrong, MISMATCHED))
+    return written, mismatched
+
+
+async def _mismatched(connection: "Connection", sql: Mapping[str, str]) -> list[str]:
+    return [r["id"] for r in await connection.fetch(sql["verify_restored"])]
+
+
+async def _take_out_narrowed(
+    connection: "Connection", sql: Mapping[str, str], mismatched: Sequence[str]
+) -> dict[str, str]:
+    """Take rows out again for which the table lacks a column that they fill; why, by id."""
+    narrowed = await connection.fetch(sql["undo_narrowed"], mismatched) if mismatched else []
+    return {r["id"]: f"the table has no column for what it has in {r['lacking']}" for r in narrowed}
+
+
+class OthersRefused(Refused):
+    """Some rows of a page cannot be written; without them, the others can. Nothing was written."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("some rows of a page cannot be written")
+        self.reasons = reasons
+
+
+WritePage = Callable[[Sequence[str]], Awaitable[PageResult]]
+
+
+async def halving(write: WritePage, memory_ids: Sequence[str]) -> PageResult:
+    """Write a page of rows; one that is refused is written in halves, until the refused row stands alone."""
+    if not memory_ids:
+        return NOTHING
+    try:
+        return await write(memory_ids)
+    except OthersRefused as error:
+        refused = PageResult(0, 0, 0, list(error.reasons.items()), [])
+        return _together(refused, await halving(write, [i for i in memory_ids if i not in error.reasons]))
+    except Refused as error:
+        if len(memory_ids) == 1:
+            return PageResult(0, 0, 0, [(memory_ids[0], error.what)], [])
+    middle = len(memory_ids) // 2
+    return _together(await halving(write, memory_ids[:middle]), await halving(write, memory_ids[middle:]))
 
 
 async def overwrite_rows(connection: "Connection", sql: Mapping[str, str], memories: Sequence[RemoteMemory]) -> int:
@@ -196,4 +313,5 @@ def _together(first: PageResult, second: PageResult) -> PageResult:
         already_there=first.already_there + second.already_there,
         refused=[*first.refused, *second.refused],
         mismatched=[*first.mismatched, *second.mismatched],
+        overwritten=first.overwritten + second.overwritten,
     )

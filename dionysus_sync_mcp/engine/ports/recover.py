@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from dionysus_sync_mcp.domain.lineage import RemoteLineage
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
 from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
+
+EVERYTHING = Scope()
 
 
 class RemoteCounts(NamedTuple):
@@ -38,11 +41,19 @@ class RemoteReader(Protocol):
         """Those of these rows of `memory_references` of which a memory is not in the remote store."""
         ...
 
-    async def sessions(self) -> list[dict[str, Any]]:
-        """All sessions as rows of the local table `sessions`."""
+    async def sessions(self, scope: Scope = EVERYTHING) -> list[dict[str, Any]]:
+        """Sessions as rows of the local table `sessions`: those in scope, and those of memories in scope."""
         ...
 
-    async def projects(self) -> list[dict[str, Any]]: ...
+    async def projects(self, scope: Scope = EVERYTHING) -> list[dict[str, Any]]: ...
+
+    async def references(self, scope: Scope, after: str, limit: int) -> list[dict[str, Any]]:
+        """References as rows of the local table `memory_references`, those that were removed are not among them.
+
+        A page holds all references of `limit` memories at most, sources in scope with ids above `after`, in order;
+        empty when there are no more.
+        """
+        ...
 
     async def counts(self) -> RemoteCounts: ...
 
@@ -58,15 +69,28 @@ class RemoteReader(Protocol):
         """What was noted of the local tables, JSON text, by the id of the local store, newest first."""
         ...
 
+    async def definition_history(self, store: str) -> list[tuple[datetime, str]]:
+        """Everything that was noted of the table of that local store, and when, by the remote's clock; in order."""
+        ...
+
 
 class PageResult(NamedTuple):
-    """What became of one page of restored rows; ids of those that did not make it, with the reason."""
+    """What became of one page of restored rows.
+
+    Attributes:
+        restored: Rows written, those that were overwritten among them.
+        verified: Those of them that have the hash they are to have.
+        already_there: Rows that were as they are to be, or that were to be inserted and are there.
+        refused: Ids of those that are as they were before, and why.
+        mismatched: Ids of rows that were inserted, and have another hash than they are to have.
+    """
 
     restored: int
     verified: int
     already_there: int
     refused: list[tuple[str, str]]
     mismatched: list[str]
+    overwritten: int = 0
 
 
 class Restoration(NamedTuple):
@@ -88,6 +112,19 @@ class Restoration(NamedTuple):
     overwrites: str | None = None
 
 
+def as_it_stands(memory: RemoteMemory) -> Restoration:
+    """The row becomes what the remote store holds; of a tombstone, it lives again, and goes one further."""
+    deleted = memory.deleted_at is not None
+    return Restoration(memory, memory.version + deleted, memory.version, is_new=deleted)
+
+
+class ContextResult(NamedTuple):
+    """What came back beside the memories: what was refused, a sentence each, and how many references were added."""
+
+    refused: list[str]
+    references: int = 0
+
+
 class Restorer(Protocol):
     """The local store's side of a recovery."""
 
@@ -98,16 +135,28 @@ class Restorer(Protocol):
         """
         ...
 
-    async def ensure_schema(self, definition: str | None) -> bool:
-        """Create what is missing of the local store, `memories` after the noted definition; whether anything was."""
+    async def ensure_schema(self, definition: str | None) -> list[str]:
+        """Create what is missing of the local store, and make `memories` what the definition says, but for what fires
+        or looks at other rows, which `complete_schema` adds when the rows are back. Nothing is taken away.
+
+        Returns what could not be made, a sentence each.
+        """
+        ...
+
+    async def complete_schema(self, definition: str | None) -> list[str]:
+        """Add the user's triggers, row security, and the foreign keys of other tables; what could not be, and why."""
         ...
 
     def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
         """The local memories in scope, in pages, ordered by id. An absent table has none."""
         ...
 
-    async def restore(self, memories: Sequence[RemoteMemory]) -> PageResult:
-        """Insert those whose id is not there, in one transaction, and compare every inserted row's hash."""
+    async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
+        """Write a page of rows in one transaction, and compare the hash of each.
+
+        What is overwritten is kept under `recovery_id` in the same transaction. A row that the table refuses, that
+        somebody has changed since it was seen, or that would not become what it is to become, stays as it was.
+        """
         ...
 
     async def waiting_ids(self) -> list[str]:
@@ -115,12 +164,17 @@ class Restorer(Protocol):
         ...
 
     async def restore_context(
-        self, sessions: Sequence[dict[str, Any]], projects: Sequence[dict[str, Any]]
-    ) -> list[str]:
-        """Insert the sessions and projects that are not there; of those that are refused, which and why."""
+        self,
+        sessions: Sequence[dict[str, Any]],
+        projects: Sequence[dict[str, Any]],
+        references: Sequence[dict[str, Any]] = (),
+    ) -> ContextResult:
+        """Insert those that are not there; of the references, those of which both memories are."""
         ...
 
-    async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None: ...
+    async def record_recovery(self, report: dict[str, Any], event: SyncEvent) -> None:
+        """Keep the report, under its `recovery_id` where it has one, and audit it."""
+        ...
 
 
 class Refilling(Protocol):
