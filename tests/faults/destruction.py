@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -364,11 +364,13 @@ def rows_of_a_field() -> int:
     return FULL if results_file() else SAMPLE
 
 
-def blows(number: int, named: dict[str, Blow], fast: Sequence[str]) -> Iterator[ParameterSet]:
+def blows(number: int, named: dict[str, Blow], fast: Sequence[str]) -> list[ParameterSet]:
     """Parameters of a test that does each of them, as faults of that scenario; all but a few only in `make faults`."""
-    for name, blow in named.items():
-        slow = [] if name in fast else [pytest.mark.slow]
-        yield pytest.param(blow, id=name, marks=[pytest.mark.scenario(number, name), *slow])
+    slow = {name: [] if name in fast else [pytest.mark.slow] for name in named}
+    return [
+        pytest.param(blow, id=name, marks=[pytest.mark.scenario(number, name), *slow[name]])
+        for name, blow in named.items()
+    ]
 
 
 @asynccontextmanager
