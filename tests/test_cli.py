@@ -52,6 +52,7 @@ from dionysus_sync_mcp.engine.reports import (
 )
 from dionysus_sync_mcp.engine.status import PARKED, RECOVER_DELETED
 from dionysus_sync_mcp.settings import Settings
+from tests.commands import COMMAND
 from tests.server.fake import HIT, MEMORY_ID, RECOVERY_ID, FakeProgram
 
 INCIDENT = IncidentReport(
@@ -93,7 +94,7 @@ LOCAL = {
     "open_conflicts": 0,
 }
 REMOTE = {"live": 3, "tombstones": 0, "versions": 3, "without_vector": 0}
-TAUGHT_BY_EXAMPLE = ("query", "recover", "undo", "drill", "incidents", "purge")
+TAUGHT_BY_EXAMPLE = ("query", "recover", "undo", "drill", "incidents", "purge", "roles")
 COMMANDS = [
     ["init"],
     ["status"],
@@ -145,6 +146,9 @@ class FakeRuntime(FakeProgram):
     async def status(self, timeout: float = 1.5) -> StatusReport:
         report = (await super().status(timeout)).model_copy(update={"services": self.services})
         return report.model_copy(update={"local": self.local, "remote": RemoteReport.model_validate(REMOTE)})
+
+    async def doctor(self, timeout: float) -> StatusReport:
+        return await self.status(timeout)
 
     async def sync(
         self,
@@ -674,6 +678,17 @@ def test_a_purge_by_age_is_a_dry_run_unless_it_is_told_otherwise(program: FakeRu
     assert invoke("purge", "--older-than", text).exit_code == 0
     assert invoke("purge", "--older-than", text, "--yes").exit_code == 0
     assert program.asked == [(timedelta(seconds=seconds), (), dry_run, True) for dry_run in (True, False)]
+
+
+def test_roles_prints_sql_only_and_connects_to_nothing(program: FakeRuntime) -> None:
+    """Stdout can be reviewed or piped; a name that would have to be quoted everywhere is refused."""
+    result = invoke("roles", "shop_agent")
+    assert (result.exit_code, result.stderr, program.asked) == (0, "", [])
+    assert "GRANT SELECT, INSERT, UPDATE, DELETE" in result.stdout
+    assert "shop_agent" in result.stdout
+    assert not COMMAND.search(result.stdout)
+    assert json.loads(invoke("roles", "--json").stdout)["sql"]
+    assert invoke("roles", "x; y").exit_code == 2
 
 
 def test_contents_cannot_act_on_the_terminal(program: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
