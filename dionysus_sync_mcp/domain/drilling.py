@@ -23,14 +23,16 @@ def is_due(since_done: float | None, since_tried: float | None, hours: float) ->
 def scratch_definition(definition: str) -> str:
     """A definition of `memories`, for a table that touches nothing else of the database.
 
-    Without indexes, which no drill needs; without foreign keys, which would lock the tables that they refer to; and
-    without defaults that take a number from a sequence of the user's. JSON text, as `dionysus_sync.definition_of`
-    makes it.
+    Without indexes, grants and triggers, which no drill needs; without foreign keys, which would lock the tables that
+    they refer to; and without defaults that take a number from a sequence of the user's. Both are JSON text, as
+    `dionysus_sync.definition_of` makes it.
     """
     noted = json.loads(definition)
     columns = [
         {**column, "default": None} if "nextval(" in str(column.get("default")) else column
-        for column in noted["columns"]
+        for column in noted.get("columns", ())
     ]
-    constraints = [one for one in noted["constraints"] if not str(one["definition"]).startswith("FOREIGN KEY")]
+    constraints = [
+        one for one in noted.get("constraints", ()) if not str(one.get("definition")).startswith("FOREIGN KEY")
+    ]
     return json.dumps({"columns": columns, "constraints": constraints, "indexes": []})

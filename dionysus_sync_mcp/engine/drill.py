@@ -16,6 +16,7 @@ from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.drilling import is_due, scratch_definition
 from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.domain.text import line
+from dionysus_sync_mcp.engine.definitions import definition_for
 from dionysus_sync_mcp.engine.ports.alerts import NewAlert
 from dionysus_sync_mcp.engine.ports.drill import LocalDrilling, Scratch
 from dionysus_sync_mcp.engine.ports.install import Installation
@@ -64,10 +65,13 @@ class _Found:
         moved: Rows that changed, or went, while they were compared.
         refused: Why the scratch table did not take some.
         unlooked: Differences beyond those that are held.
+        noted: Whether the table's definition is in the remote store.
+        faults: What of it could not be made.
     """
 
     skipped: str | None = None
     noted: bool = True
+    faults: Sequence[str] = ()
     verified: int = 0
     left_out: int = 0
     parked: int = 0
@@ -195,11 +199,12 @@ class Driller:
         if not await self._drilling.may_drill():
             return _Found(NO_RIGHT)
         await self._drilling.remove_left_behind()
-        definition, noted = await self._definition()
-        if definition is None:
+        noted, current = await self._definitions()
+        if noted and current and reshaped(current, noted):
             return _Found("the table has changed its shape, which is not in the remote store yet")
-        found = _Found(noted=noted)
-        async with self._drilling.scratch(scratch_definition(definition)) as scratch:
+        found = _Found(noted=noted is not None)
+        async with self._drilling.scratch(scratch_definition(noted or current or "{}")) as scratch:
+            found.faults = scratch.faults
             await self._bring_back(scratch, found, on_progress)
             async with self._comparison.snapshot(MOST_WAITING) as snapshot:
                 await self._compare(snapshot, scratch, found)
@@ -208,13 +213,10 @@ class Driller:
             found.skipped = NOTHING
         return found
 
-    async def _definition(self) -> tuple[str | None, bool]:
-        """The one that a recovery would go by, and whether the remote store has it; `None` while that is outdated."""
-        current = await self._installation.definition()
-        noted = (await self._reader.definitions()).get((await self._installation.identity()).id)
-        if current is None or (noted is not None and reshaped(current, noted)):
-            return None, noted is not None
-        return noted or current, noted is not None
+    async def _definitions(self) -> tuple[str | None, str | None]:
+        """The one that a recovery would go by, and the table's own."""
+        noted = await definition_for(self._reader, self._installation)
+        return noted, await self._installation.definition()
 
     async def _bring_back(self, scratch: Scratch, found: _Found, on_progress: OnProgress | None) -> None:
         """Reading runs a few pages ahead of writing."""
@@ -367,7 +369,7 @@ def _warnings(found: _Found) -> list[str]:
     warnings = [text.format(number) for text, number in said.items() if number]
     if not found.noted:
         warnings.append("The table's definition is not in the remote store yet; a worker notes it.")
-    return warnings
+    return [*warnings, *(f"A recovery could not make all of the table: {line(f, REASON)}." for f in found.faults)]
 
 
 def _event(report: DrillReport) -> SyncEvent | None:

@@ -60,19 +60,20 @@ class PostgresDrilling:
         name = PREFIX + token_hex(4)
         sql = {key: for_schema(statement, name) for key, statement in self._statements.items()}
         try:
-            await self._make(name, sql, definition)
-            yield PostgresScratch(self._database, sql)
+            faults = await self._make(name, sql, definition)
+            yield PostgresScratch(self._database, sql, faults)
         finally:
             with anyio.move_on_after(REMOVE_SECONDS, shield=True):
                 await self._removed(name)
 
-    async def _make(self, name: str, sql: Mapping[str, str], definition: str) -> None:
+    async def _make(self, name: str, sql: Mapping[str, str], definition: str) -> list[str]:
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_engine"])
             await connection.execute(sql["name_scratch"], name, MARK)
             await connection.execute(sql["make_scratch"])
-            await connection.execute(sql["recreate_memories"], name, definition)
+            faults: list[str] = await connection.fetchval(sql["rebuild_memories"], name, definition, [])
             await connection.execute(sql["unlog_scratch"])
+        return faults
 
     async def _removed(self, name: str) -> bool:
         """What cannot be removed now is left for the next drill, and said in the log."""
@@ -114,11 +115,13 @@ class PostgresScratch:
 
     Args:
         sql: The statements, about the scratch table.
+        faults: What of the table could not be made.
     """
 
-    def __init__(self, database: Database, sql: Mapping[str, str]) -> None:
+    def __init__(self, database: Database, sql: Mapping[str, str], faults: Sequence[str]) -> None:
         self._database = database
         self._sql = sql
+        self.faults = faults
 
     async def restore(self, memories: Sequence[RemoteMemory]) -> list[tuple[str, str]]:
         """See `Scratch.restore`. A page with a row that the table refuses is halved until that row stands alone."""

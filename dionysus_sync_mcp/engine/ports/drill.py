@@ -19,6 +19,11 @@ class Shown(NamedTuple):
 class Scratch(Protocol):
     """The table into which memories are brought back, to be thrown away."""
 
+    @property
+    def faults(self) -> Sequence[str]:
+        """What of the table could not be made, a clause each."""
+        ...
+
     async def restore(self, memories: Sequence[RemoteMemory]) -> list[tuple[str, str]]:
         """Bring back those of these that are here, as a recovery would; the ids that the table refuses, and why."""
         ...
