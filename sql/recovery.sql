@@ -56,6 +56,9 @@ UPDATE :memories SET sync_version = sync_version WHERE id = ANY ($1::uuid[])
 -- The ids of the page whose state the remote store does not hold as its newest: they are queued.
 SELECT id FROM pg_temp.dionysus_restore WHERE is_new
 
+-- page_ids --
+SELECT id::text AS id FROM pg_temp.dionysus_restore
+
 -- restore_references --
 -- $1 rows of memory_references as a JSON array: those of which both memories are here.
 INSERT INTO dionysus_sync.memory_references (source_id, target_id, context, created_at)
