@@ -52,6 +52,8 @@ PUBLISH_SECONDS = 1.0
 ADOPT_SECONDS = 30.0
 # For the remote store's word on who was here, before the local store is looked at for the first time.
 ASK_SECONDS = 1.0
+# Who looks puts back what is missing after it, and must not wait for a remote store that hangs.
+SAVE_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
 PRUNE_PAGE_SECONDS = 1.0
 UNADOPTED_SECONDS = 1.0
@@ -112,7 +114,7 @@ class Unrecorded:
         if kept.saved:
             return
         incident = kept.incident
-        with suppress(DionysusError):
+        with suppress(DionysusError), anyio.move_on_after(SAVE_SECONDS):
             await self._remote.save_incidents([incident])
             kept.saved = kept.incident is incident
 

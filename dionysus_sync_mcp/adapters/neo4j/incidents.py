@@ -28,7 +28,7 @@ class Incidents(Part):
         with suppress(RemoteDamaged):  # two nodes of one incident are read as one
             await self._connection.read(CONSTRAINT, self._limits.look_seconds)
         rows = [_row(incident) for incident in sorted(incidents, key=lambda incident: incident.id)]
-        await self._connection.write([Call("save_incidents", {"rows": rows})], self._limits.look_seconds)
+        await self._connection.write([Call("save_incidents", {"rows": rows})], self._limits.write_seconds)
 
     async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
         """See `RemoteIncidents.remote_incidents`."""
