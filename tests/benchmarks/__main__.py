@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dionysus_sync_mcp.settings import Neo4jVersion
-from tests.benchmarks import backlog, capture, drain, latency, recover, start, together, verify
+from tests.benchmarks import backlog, capture, detection, drain, in_time, latency, recover, start, together, verify
 from tests.benchmarks.machine import machine
 from tests.benchmarks.results import Section, json_text, merged_entries, merged_markdown
 from tests.benchmarks.stores import Stores
@@ -24,7 +24,9 @@ BENCHMARKS: Mapping[str, Callable[[Stores], Awaitable[Section]]] = {
     "capture": capture.benchmark,
     "latency": latency.benchmark,
     "drain": drain.benchmark,
+    "detection": detection.benchmark,
     "recover": recover.benchmark,
+    "in_time": in_time.benchmark,
     "verify": verify.benchmark,
     "together": together.benchmark,
     "backlog": backlog.benchmark,

@@ -1,4 +1,4 @@
-"""What capture adds to the user's own statements, beside the same statements on a twin of the table without it."""
+"""What capture and detection add to the user's statements, beside the same ones on a twin of the table without them."""
 
 import itertools
 import statistics
@@ -31,7 +31,8 @@ BULK = {
 ABOUT = f"""Each statement is its own transaction, committed to the disk. One row: {ROWS:,} times each after {WARM_UPS}
 warm-ups, every other one on the twin. {BULK_ROWS:,} rows of 60 words in one statement: medians of {BULK_ROUNDS}
 alternating runs after a warm-up. Baseline: a twin of the table, with the same columns, defaults and indexes, without
-triggers. Nothing drains the queue meanwhile."""
+triggers. What the detection of destruction notes of a statement is written by the capture, and is in its time. Nothing
+drains the queue meanwhile."""
 
 
 class _Statement(NamedTuple):

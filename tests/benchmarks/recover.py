@@ -1,4 +1,4 @@
-"""A destroyed table brought back and verified, beside a bare paged read and a bare COPY of the same rows."""
+"""What was destroyed brought back and verified, beside a bare paged read and a bare COPY of the same rows."""
 
 import statistics
 import time
@@ -17,14 +17,17 @@ from tests.benchmarks.rows import Row, rows
 from tests.benchmarks.stores import Stores, bare_postgres, copy_rows, one_value
 from tests.services import neo4j
 from tests.services.local_store import running
+from tests.services.waiting import until
 
 if TYPE_CHECKING:
     import asyncpg
 
 FEW = 1000
 MANY = 100_000
+EACH = 10_000
 FEW_ROUNDS = 5
 MANY_ROUNDS = 3
+EACH_ROUNDS = 3
 WARM_UPS = 1
 PAGE = 2000
 READ = """
@@ -40,7 +43,25 @@ ABOUT = f"""The table `memories` is dropped by a plain client and brought back: 
 every row written, and every row's hash compared with the remote's. The plan, which compares both sides first, is timed
 on its own. Baseline: the same rows read from Neo4j in keyset pages of {PAGE:,}, a page as one value, and each page
 written by COPY, both by bare drivers, into a table with a primary key and nothing else; nothing is verified. Medians of
-{FEW_ROUNDS} ({FEW:,} rows) and {MANY_ROUNDS} ({MANY:,} rows) alternating runs after a warm-up."""
+{FEW_ROUNDS} ({FEW:,} rows) and {MANY_ROUNDS} ({MANY:,} rows) alternating runs after a warm-up.
+
+Then {EACH:,} memories are destroyed in each of several ways by a plain client beside the program's background loops,
+and are recovered from before the incident as soon as it is on record: the plan and the run, by its id, are timed as
+one, with the same baseline. Where rows are overwritten, what they held is kept for an undo, too. Medians of
+{EACH_ROUNDS} runs."""
+
+
+DESTRUCTIONS = {
+    "DELETE of all": "DELETE FROM memories",
+    "UPDATE of all contents": "UPDATE memories SET content = 'overwritten'",
+    "TRUNCATE": "TRUNCATE memories",
+    "DROP TABLE": "DROP TABLE memories",
+    "DROP SCHEMA public": "DROP SCHEMA public CASCADE; CREATE SCHEMA public",
+    "content cut to 10 letters": "ALTER TABLE memories ALTER COLUMN content TYPE varchar(10) USING left(content, 10)",
+    "a column dropped": "ALTER TABLE memories DROP COLUMN tags",
+}
+WITHIN = 60.0
+RECOVERED = "recovered by the benchmark"
 
 
 class _Times(NamedTuple):
@@ -58,8 +79,51 @@ async def benchmark(stores: Stores) -> Section:
         Figure(f"{MANY:,} rows", many.run, "s", many.bare, Goal("ratio", "<=", 2)),
         Figure(f"plan for {FEW:,} rows", few.plan, "s"),
         Figure(f"plan for {MANY:,} rows", many.plan, "s"),
+        *await _after_each_destruction(stores),
     ]
     return Section("recover", ABOUT, figures)
+
+
+async def _after_each_destruction(stores: Stores) -> list[Figure]:
+    stores.say(f"recover: filling the remote store with {EACH:,} memories")
+    figures = []
+    async with _filled(stores, EACH, worker=True) as (runtime, url), stores.bare_neo4j() as driver:
+        bare = statistics.median([await _bare(driver, url, EACH) for _ in range(EACH_ROUNDS)])
+        for name, sql in DESTRUCTIONS.items():
+            stores.say(f"recover: {EACH:,} rows after {name}")
+            taken = [await _recovered_from_before(runtime, url, sql) for _ in range(EACH_ROUNDS)]
+            figures.append(
+                Figure(f"{EACH:,} rows after {name}", statistics.median(taken), "s", bare, Goal("value", "<", 5))
+            )
+    return figures
+
+
+async def _recovered_from_before(runtime: Runtime, url: str, sql: str) -> float:
+    async with bare_postgres(url) as connection:
+        await connection.execute(sql)
+    incident = await _incident(runtime)
+    started = time.perf_counter()
+    plan = await runtime.plan_recovery(Scope(), before_incident=incident)
+    report = await runtime.run_recovery(plan.plan_id)
+    taken = time.perf_counter() - started
+    if not report.complete or report.verified != EACH:
+        raise AssertionError(f"not everything came back: {report}")
+    await runtime.sync(embed=False)
+    await runtime.close_incident(incident, RECOVERED)
+    return taken
+
+
+async def _incident(runtime: Runtime) -> str:
+    """Id of the one that is open, once it is on record with all that it hit."""
+    seen: list[str] = []
+
+    async def on_record() -> bool:
+        found = (await runtime.incidents(open_only=True, limit=5)).incidents
+        seen[:] = [incident.id for incident in found]
+        return [incident.rows for incident in found] == [EACH]
+
+    await until(on_record, what="the incident is on record", seconds=WITHIN)
+    return seen[0]
 
 
 async def _measured(stores: Stores, count: int, rounds: int) -> _Times:
@@ -74,10 +138,10 @@ async def _measured(stores: Stores, count: int, rounds: int) -> _Times:
 
 
 @asynccontextmanager
-async def _filled(stores: Stores, count: int) -> AsyncIterator[tuple[Runtime, str]]:
+async def _filled(stores: Stores, count: int, *, worker: bool = False) -> AsyncIterator[tuple[Runtime, str]]:
     """A program whose stores both hold the rows."""
     await neo4j.empty(stores.neo4j_uri)
-    async with stores.local() as url, running(url, stores.neo4j_uri) as runtime:
+    async with stores.local() as url, running(url, stores.neo4j_uri, worker=worker) as runtime:
         await copy_rows(url, "memories", rows(count))
         await runtime.sync(embed=False)
         await runtime.guard.note_definition_once()
