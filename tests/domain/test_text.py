@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dionysus_sync_mcp.domain.text import (
     ELLIPSIS,
+    defused,
     estimated_tokens,
     excerpt,
     fold,
@@ -18,6 +19,7 @@ from dionysus_sync_mcp.domain.text import (
     storable_parts,
     visible,
 )
+from tests.commands import COMMAND
 
 any_text = st.text(st.characters(codec=None))
 ESC = "\x1b"
@@ -128,3 +130,31 @@ def test_other_scripts_count_a_token_for_each_character() -> None:
 def test_every_text_of_a_json_value_can_be_stored() -> None:
     """Keys, and texts however deep, lose what PostgreSQL cannot hold; the rest stays."""
     assert storable_parts({"a\x00": ["b\x00", 1, None, ("c",)]}) == {"a ": ["b ", 1, None, ["c"]]}
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("DROP TABLE memories", "D·ROP T·ABLE memories"),
+        ("drop\n  table\tmemories;", "d·rop t·able memories;"),
+        (f"DR\u200bOP{ESC}[31m SCHEMA public CASCADE", "D·ROP S·CHEMA public C·ASCADE"),
+        ("TRUNCATE memories", "T·RUNCATE memories"),
+        ("DELETE FROM memories WHERE true", "D·ELETE F·ROM memories WHERE true"),
+        ("UPDATE memories SET content = ''", "U·PDATE memories S·ET content = ''"),
+        ("ALTER TABLE memories DISABLE TRIGGER ALL", "A·LTER T·ABLE memories D·ISABLE T·RIGGER ALL"),
+        ("DO $$ BEGIN EXECUTE 'drop table x'; END $$", "D·O $$ BEGIN E·XECUTE 'd·rop t·able x'; END $$"),
+        ("MATCH (n) DETACH DELETE n", "MATCH (n) D·ETACH D·ELETE n"),
+        ("rm -rf /", "r·m -rf /"),
+        ("the backdrop of an updated table", "the backdrop of an updated table"),
+    ],
+)
+def test_a_statement_is_shown_so_that_it_cannot_be_run(statement: str, shown: str) -> None:
+    """Words that are no command stay as they are; what was done once is not done twice."""
+    assert defused(statement) == defused(shown) == shown
+    assert not COMMAND.search(shown)
+
+
+def test_a_long_statement_is_cut() -> None:
+    """By its length as it is shown."""
+    assert defused("DROP TABLE x; " * 10_000, 20) == "D·ROP T·ABLE x; D·R…"
+    assert len(defused("rm " * 500)) == 300

@@ -247,9 +247,11 @@ async def test_rows_that_were_deleted_as_told_are_not_missing(scene: Scene) -> N
         scene.local.observe("delete", range(10 * number, 10 * number + 10))
     await watched(detector, scene)
     assert scene.here() == []
+    scene.local.fill(100)
+    await watched(detector, scene)
     scene.local.ids.clear()
     await watched(detector, scene)
-    assert scene.here() == []
+    assert scene.here() == [("rows_missing", 100)]
 
 
 async def test_our_own_recovery_is_no_incident(scene: Scene) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import pytest
 
+from dionysus_sync_mcp.domain.destruction import Incident, Who
 from dionysus_sync_mcp.domain.errors import DionysusError, Unavailable
 from dionysus_sync_mcp.domain.lineage import Lineage, RemoteLineage
 from dionysus_sync_mcp.engine.ports.recover import RemoteCounts
@@ -235,3 +236,49 @@ async def test_the_last_check_the_statistics_and_the_alerts_are_shown() -> None:
     assert [a.summary for a in report.alerts] == ["They differed."]
     away = await reader(Local(Unavailable("away")), MemoryRemote()).read(NOW, 1, None, None)
     assert (away.last_check, away.statistics, away.alerts) == (None, None, [])
+
+
+def incidents(count: int) -> list[Incident]:
+    """So many, newest first."""
+    one = Incident("id 0", "gone:1", "drop", "store", NOW, NOW, NOW, 3, "The table memories is gone.")
+    return [replace(one, id=f"id {number}", who=Who(statement="DROP TABLE memories")) for number in range(count)]
+
+
+async def test_open_incidents_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what else is wrong; the newest five, and how many there are."""
+    asked = []
+
+    async def open_ones(patience: float) -> list[Incident]:
+        asked.append(patience)
+        return incidents(7)
+
+    local = Local(replace(LOCAL, table_present=False))
+    looks = reader(local, MemoryRemote())
+    monkeypatch.setattr(looks, "_incidents", open_ones)
+    report = await looks.read(NOW, 1, None, None)
+    assert asked == [0.5]
+    assert (report.open_incidents, [i.id for i in report.incidents]) == (7, [f"id {n}" for n in range(5)])
+    assert report.incidents[0].statement == "D·ROP T·ABLE memories"
+    advice = "Call recover_from_remote with before_incident=id 0 to see what can be brought back."
+    assert report.next_step == advice
+    assert report.warnings[0] == f"An incident is open: The table memories is gone. {advice}"
+    assert "The table memories is gone; the remote store holds 0 memories." in report.warnings
+
+
+@pytest.mark.promise("P9")
+async def test_incidents_that_cannot_be_read_hold_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither record answers, or both refuse."""
+    for fault in (Unavailable("away"), None):
+
+        async def none(patience: float, fault: Unavailable | None = fault) -> list[Incident]:
+            assert patience > 0
+            if fault:
+                raise fault
+            await anyio.sleep_forever()
+            return []
+
+        looks = reader(Local(replace(LOCAL, memories=0)), MemoryRemote())
+        monkeypatch.setattr(looks, "_incidents", none)
+        with anyio.fail_after(15):
+            report = await looks.read(NOW, 0.05, None, None)
+        assert (report.open_incidents, report.incidents, report.next_step) == (0, [], NOTHING)
