@@ -110,10 +110,10 @@ RETURN collect([m.id, s.sync_version, s.content_hash, null, s.content, s.memory_
 // When the oldest version was captured, ISO 8601 text. No parameters.
 MATCH (h:MemoryVersion) RETURN toString(min(h.changed_at)) AS begins
 
-// store_ids //
-// Ids of the local stores that have written here. No parameters.
+// known_stores //
+// [id, when it pushed first, when last] of the local stores that have written here, ISO 8601 text. No parameters.
 MATCH (s:Store) WHERE s.id IS :: STRING NOT NULL
-RETURN collect(DISTINCT s.id) AS ids
+RETURN collect([s.id, toString(s.begun_at), toString(s.last_push_at)]) AS stores
 
 // unknown_names //
 // [projects, sessions, memories] of $projects, $sessions and $memory_ids that there have never been any of.

@@ -24,9 +24,11 @@ from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.observing import PostgresObserving
 from dionysus_sync_mcp.adapters.postgres.outbox import PostgresOutbox
 from dionysus_sync_mcp.adapters.postgres.place import place_of
+from dionysus_sync_mcp.adapters.postgres.planning import PostgresRows
 from dionysus_sync_mcp.adapters.postgres.purging import PostgresPurging
 from dionysus_sync_mcp.adapters.postgres.reading import PostgresReading
 from dionysus_sync_mcp.adapters.postgres.restorer import PostgresRestorer
+from dionysus_sync_mcp.adapters.postgres.undoing import PostgresUndoing
 from dionysus_sync_mcp.adapters.postgres.verifying import PostgresVerifying
 from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_file_path
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
@@ -34,7 +36,7 @@ from dionysus_sync_mcp.adapters.webhook import Webhook
 from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
 from dionysus_sync_mcp.domain.destruction import Thresholds
 from dionysus_sync_mcp.domain.drift import Side
-from dionysus_sync_mcp.domain.errors import DionysusError, EmbeddedError, InputError, Starting
+from dionysus_sync_mcp.domain.errors import DionysusError, EmbeddedError, Starting
 from dionysus_sync_mcp.domain.roles import role_findings
 from dionysus_sync_mcp.domain.session import project_name
 from dionysus_sync_mcp.embedded.services import Lease, Progress, Service, acquire, default_home
@@ -49,7 +51,7 @@ from dionysus_sync_mcp.engine.pruning import prune_once
 from dionysus_sync_mcp.engine.purge import Purger
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.query import QueryRequest, QuestionVectors, query
-from dionysus_sync_mcp.engine.recover import Recoverer
+from dionysus_sync_mcp.engine.recover import Recoverer, RecoveryWish
 from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.reports import (
     DrillReport,
@@ -78,6 +80,7 @@ from dionysus_sync_mcp.engine.sessions import (
 from dionysus_sync_mcp.engine.status import INCIDENT, StatusReader
 from dionysus_sync_mcp.engine.sync import Syncer, Wanted
 from dionysus_sync_mcp.engine.tasks import first_error
+from dionysus_sync_mcp.engine.undo import Undoer
 from dionysus_sync_mcp.engine.verify import LIMIT, Verifier
 from dionysus_sync_mcp.engine.worker import Job, Worker
 from dionysus_sync_mcp.settings import EMBEDDED, Settings
@@ -231,7 +234,11 @@ class Runtime:
             open_incidents=self._records.open,
             standing=self._status.standing,
         )
-        self._recoverer = Recoverer(self.remote, restorer, self.installer, self.pusher)
+        rows = PostgresRows(self.database, self.installer)
+        self._undoer = Undoer(PostgresUndoing(self.database), self.remote)
+        self._recoverer = Recoverer(
+            self.remote, self.remote, rows, restorer, self.installer, self.pusher, self._records
+        )
         self._worker = Worker(
             self.pusher,
             self.outbox,
@@ -373,14 +380,21 @@ class Runtime:
         only_missing: bool = False,
         on_progress: OnProgress | None = None,
     ) -> RecoveryPlan:
-        """What a recovery would do; changes nothing."""
-        if as_of or before_incident or (overwrite_newer and not only_missing):
-            raise InputError("a recovery in time cannot be planned yet", where="recover")
-        return await self._recoverer.plan(scope, utc_now(), include_deleted=include_deleted, on_progress=on_progress)
+        """What a recovery would do; changes nothing. What has just been destroyed is on record before it is planned."""
+        await self.guard.look()
+        wish = RecoveryWish(
+            scope,
+            as_of=as_of,
+            before_incident=before_incident,
+            include_deleted=include_deleted,
+            overwrite_newer=overwrite_newer,
+            only_missing=only_missing,
+        )
+        return await self._recoverer.plan(wish, utc_now(), on_progress=on_progress)
 
     def planned_overwrites(self, plan_id: str) -> int:
         """How many local rows this plan would overwrite."""
-        return len(plan_id[:0])
+        return self._recoverer.planned_overwrites(plan_id, utc_now())
 
     async def run_recovery(self, plan_id: str, *, on_progress: OnProgress | None = None) -> RecoveryReport:
         """Carry out a plan. What is missing is on record before it is put back; what was put back is no incident."""
@@ -395,7 +409,7 @@ class Runtime:
         self, recovery_id: str | None, *, dry_run: bool, on_progress: OnProgress | None = None
     ) -> UndoReport:
         """Bring back the rows that a recovery overwrote; see `engine.undo`."""
-        raise InputError(f"not there yet ({recovery_id}, {dry_run}, {on_progress})", where="undo")
+        return await self._undoer.undo(recovery_id, dry_run=dry_run, on_progress=on_progress)
 
     async def drill(self, *, on_progress: OnProgress | None = None) -> DrillReport:
         """Recover into a scratch schema, compare, and throw it away; see `engine.drill`."""

@@ -1,7 +1,7 @@
 """Decides what a recovery does with each memory, and whether what it did is what was planned."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -32,6 +32,8 @@ _LOSES_ROWS: frozenset[IncidentKind] = frozenset(
 )
 # In these, rows change without any trigger's firing: at one version they are another row than the remote store has.
 _UNSEEN: frozenset[IncidentKind] = frozenset({"alter", "capture_off", "drop", "table_recreated", "bookkeeping_missing"})
+
+_LOSES_SHAPE: frozenset[IncidentKind] = frozenset({"alter", "drop", "table_missing", "table_recreated"})
 
 
 class Window(NamedTuple):
@@ -127,7 +129,7 @@ def class_of(here: Here | None, there: State, wishes: Wishes) -> PlanClass | Non
         return _not_here(there)
     if there.target_version is None:
         return "only_here"
-    if not there.target_deleted and here.content_hash == there.target_hash:
+    if not there.target_deleted and here.content_hash == there.target_hash != "":
         return "identical"
     if _made_by_incident(here, there, wishes):
         return "overwritten_by_incident"
@@ -205,26 +207,38 @@ def damage_unseen(concerned: Iterable[Incident]) -> bool:
     return any(one.kind in _UNSEEN for one in concerned)
 
 
+def shape_lost(open_ones: Iterable[Incident], before: Incident | None) -> datetime | None:
+    """When the table last had the shape that it should have, where an incident is concerned that took it."""
+    if before is not None:
+        return before.restore_point
+    return min((one.restore_point for one in open_ones if one.kind in _LOSES_SHAPE), default=None)
+
+
 def is_in_history(incident: Incident) -> bool:
     """Whether what the incident did to memories is known memory by memory."""
     return incident.kind in _OPERATIONS
 
 
+class KnownStore(NamedTuple):
+    """A local store that has written to the remote store, and when it pushed first and last, where that is known."""
+
+    id: str
+    begun_at: datetime | None = None
+    last_push_at: datetime | None = None
+
+
+def stores_before(own: str, stores: Iterable[KnownStore]) -> frozenset[str]:
+    """Those that have not pushed since this one did for the first time: it may be in the place of one of them.
+
+    A database that was lost, or whose bookkeeping was, is another store when it is made again.
+    """
+    known = list(stores)
+    begun = next((store.begun_at for store in known if store.id == own), None)
+    if begun is None:
+        return frozenset()
+    return frozenset(s.id for s in known if s.id != own and (s.last_push_at is None or s.last_push_at < begun))
+
+
 def shortfall(planned: int, verified: int, already_there: int) -> int:
     """How many of the planned rows are neither verified nor found to be there already."""
     return max(0, planned - verified - already_there)
-
-
-def classify(remote: Digest, local: Mapping[str, Digest]) -> PlanClass:
-    """In which class a memory of the remote store is, beside the local rows."""
-    here = local.get(remote.id)
-    if here is None:
-        return "deleted" if remote.deleted else "missing_here"
-    if here.version != remote.version:
-        return "older_here" if here.version < remote.version else "newer_here"
-    return "identical" if here.content_hash == remote.content_hash and not remote.deleted else "conflicting"
-
-
-def is_restored(plan_class: PlanClass, *, include_deleted: bool) -> bool:
-    """Whether a recovery brings a memory of this class back: nothing that is here is touched."""
-    return plan_class == "missing_here" or (include_deleted and plan_class == "deleted")

@@ -1,26 +1,47 @@
 """Recover: plan first, then bring back from the remote store what the plan names, and compare every row's hash."""
 
+import difflib
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import get_args
 from uuid import uuid4
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from dionysus_sync_mcp.domain.definition import widened
-from dionysus_sync_mcp.domain.errors import DionysusError, InputError
-from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory, broken_rules
-from dionysus_sync_mcp.domain.recovery_plan import classify, is_restored, shortfall
-from dionysus_sync_mcp.domain.text import line
+from dionysus_sync_mcp.domain.destruction import Incident
+from dionysus_sync_mcp.domain.errors import DionysusError, InputError, PlanOutdated
+from dionysus_sync_mcp.domain.memory import RemoteMemory, broken_rules
+from dionysus_sync_mcp.domain.recovery_plan import (
+    Moment,
+    Wishes,
+    damage_unseen,
+    numbers,
+    shape_lost,
+    shortfall,
+    stores_before,
+    windows,
+)
+from dionysus_sync_mcp.engine.definitions import definition_for
+from dionysus_sync_mcp.engine.ports.history import EVERY_ID, Concern, KnownIncidents, LocalRows, RemoteHistory, StateOf
 from dionysus_sync_mcp.engine.ports.install import Installation
-from dionysus_sync_mcp.engine.ports.recover import PageResult, RemoteReader, Restorer
+from dionysus_sync_mcp.engine.ports.recover import PageResult, RemoteReader, Restoration, Restorer
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope, SyncEvent
 from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.recovery_words import (
+    Stores,
+    example,
+    held_back,
+    incident_warnings,
+    iso,
+    plan_advice,
+    plan_warnings,
+    store_warnings,
+)
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
+from dionysus_sync_mcp.engine.survey import Choice, Question, Survey, Surveyor
 from dionysus_sync_mcp.engine.tasks import first_error
 
 PUSH_SECONDS = 20.0
@@ -29,48 +50,69 @@ PAGE = 2000
 PAGES_AHEAD = 3
 # Each has a connection, which keeps one core of the local store busy.
 WRITERS = 2
-EXAMPLES = 5
 NAMED_FAULTS = 20
 LIFETIME = timedelta(minutes=15)
 KEPT_PLANS = 8
+KEPT_ENDS = 64
 RECORD_SECONDS = 5.0
-EXCERPT = 80
+NEAR_NAMES = 3
+GONE = "it is not in the remote store any more"
+MISMATCHED = "its hash is not the remote's"
+PLAN_AGAIN = "Make a new plan by calling without plan_id."
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryWish:
+    """What somebody wants to have back.
+
+    Attributes:
+        as_of: The state of that time, aware; `None` for now.
+        before_incident: Id of the incident whose damage is to be brought back.
+        include_deleted: What was deleted on purpose too.
+        overwrite_newer: Rows too that are newer here than what is brought back.
+        only_missing: Nothing that is here is overwritten.
+    """
+
+    scope: Scope
+    as_of: datetime | None = None
+    before_incident: str | None = None
+    include_deleted: bool = False
+    overwrite_newer: bool = False
+    only_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    scope: Scope
-    include_deleted: bool
-    ids: frozenset[str]
+    id: str
+    wish: RecoveryWish
+    store: str | None
     expires_at: datetime
-    held_back: int
+    fingerprint: int
+    chosen: int
+    overwrites: int
 
 
-@dataclass(slots=True)
-class _Survey:
-    """What the comparison of both sides has found so far."""
+@dataclass(frozen=True, slots=True)
+class _Circumstances:
+    """What a wish means now."""
 
-    ids: set[str] = field(default_factory=set)
-    counts: dict[RecoveryClass, int] = field(default_factory=lambda: dict.fromkeys(get_args(RecoveryClass), 0))
-    examples: dict[RecoveryClass, list[str]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    held_back: int = 0
-
-    def note(self, plan_class: RecoveryClass, memory_id: str) -> None:
-        self.counts[plan_class] += 1
-        named = self.examples.setdefault(plan_class, [])
-        if len(named) < EXAMPLES:
-            named.append(memory_id)
+    question: Question
+    stores: Stores
+    before: Incident | None
+    shape_of: datetime | None  # when the table was as it should be; `None` for now
 
 
 @dataclass(slots=True)
 class _Tally:
     """What a run has done so far."""
 
+    planned: int
     held_back: int = 0
     sessions: int = 0
-    context_faults: list[str] = field(default_factory=list)
+    references: int = 0
+    notes: list[str] = field(default_factory=list)
     restored: int = 0
+    overwritten: int = 0
     verified: int = 0
     already_there: int = 0
     faults: list[Example] = field(default_factory=list)
@@ -78,73 +120,116 @@ class _Tally:
     invalid: list[Example] = field(default_factory=list)
     invalid_count: int = 0
 
-    def add(self, memories: Sequence[RemoteMemory], page: PageResult) -> None:
-        by_id = {memory.id: memory for memory in memories}
+    @property
+    def done(self) -> int:
+        """Planned memories that are as they are to be."""
+        return self.verified + self.already_there
+
+    def add(self, rows: Sequence[Restoration], page: PageResult) -> None:
+        """What became of a page."""
+        memories = {row.memory.id: row.memory for row in rows}
         self.restored += page.restored
+        self.overwritten += page.overwritten
         self.verified += page.verified
         self.already_there += page.already_there
-        reasons = [*page.refused, *((i, "its hash is not the remote's") for i in page.mismatched)]
-        self.fault_count += len(reasons)
-        self.faults += [_example(by_id[i], reason) for i, reason in reasons[: NAMED_FAULTS - len(self.faults)]]
+        for memory_id, reason in [*page.refused, *((i, MISMATCHED) for i in page.mismatched)]:
+            self.refuse(example(memories[memory_id], reason))
+        for row in rows:
+            if rules := broken_rules(row.memory):
+                self._note_invalid(example(row.memory, "; ".join(rules)))
 
-    def add_invalid(self, memory: RemoteMemory, rules: Sequence[str]) -> None:
+    def refuse(self, fault: Example) -> None:
+        """One that is not as it is to be, and why."""
+        self.fault_count += 1
+        if len(self.faults) < NAMED_FAULTS:
+            self.faults.append(fault)
+
+    def _note_invalid(self, fault: Example) -> None:
         self.invalid_count += 1
         if len(self.invalid) < NAMED_FAULTS:
-            self.invalid.append(_example(memory, "; ".join(rules)))
+            self.invalid.append(fault)
 
 
 class Recoverer:
     """The use-case recover. Plans live in this process; they are cheap to make again."""
 
-    def __init__(self, reader: RemoteReader, restorer: Restorer, installation: Installation, pusher: Pusher) -> None:
+    def __init__(
+        self,
+        reader: RemoteReader,
+        history: RemoteHistory,
+        rows: LocalRows,
+        restorer: Restorer,
+        installation: Installation,
+        pusher: Pusher,
+        incidents: KnownIncidents,
+    ) -> None:
         self._reader = reader
+        self._history = history
+        self._rows = rows
         self._restorer = restorer
         self._installation = installation
         self._pusher = pusher
+        self._incidents = incidents
+        self._surveyor = Surveyor(history, rows)
         self._plans: dict[str, _Planned] = {}
+        self._ends: dict[str, str] = {}
 
-    async def plan(
-        self, scope: Scope, now: datetime, *, include_deleted: bool = False, on_progress: OnProgress | None = None
-    ) -> RecoveryPlan:
+    async def plan(self, wish: RecoveryWish, now: datetime, *, on_progress: OnProgress | None = None) -> RecoveryPlan:
         """Compare both sides by version and hash; changes nothing here.
 
         What is still queued is pushed first: it is newer than what the remote holds, and a queued delete was meant.
-        """
-        await self._push_what_waits()
-        table_missing = not await self._installation.table_present()
-        local = {} if table_missing else await self._local_digests(scope)
-        survey = await self._survey(scope, local, include_deleted=include_deleted, on_progress=on_progress)
-        waiting = survey.ids & await self._waiting()
-        survey.ids -= waiting
-        survey.held_back = len(waiting)
-        plan_id = str(uuid4())
-        expires_at = now + LIFETIME
-        standing = [(key, plan) for key, plan in self._plans.items() if plan.expires_at > now]
-        self._plans = dict(standing[-(KEPT_PLANS - 1) :])
-        self._plans[plan_id] = _Planned(scope, include_deleted, frozenset(survey.ids), expires_at, len(waiting))
-        return RecoveryPlan(
-            plan_id=plan_id,
-            expires_at=expires_at,
-            next_step=_plan_advice(survey, plan_id, include_deleted=include_deleted),
-            warnings=[*_plan_warnings(survey, include_deleted=include_deleted), *_unreadable(local.values())],
-            will_restore=len(survey.ids),
-            counts=survey.counts,
-            examples=await self._examples(survey),
-            table_missing=table_missing,
-        )
-
-    async def run(self, plan_id: str, now: datetime, *, on_progress: OnProgress | None = None) -> RecoveryReport:
-        """Carry out a plan. Running the same scope again restores only what is still missing (P6).
 
         Raises:
-            InputError: The plan is unknown, was used, or has expired; nothing was changed.
+            InputError: The time or the incident cannot be used, or nothing of a name is in either store.
         """
-        planned = self._take(plan_id, now)
+        _check_time(wish, now)
+        await self._push_what_waits()
+        facts = await self._circumstances(wish, now)
+        await self._check_scope(wish.scope)
+        survey = await self._surveyor.survey(facts.question, on_progress)
+        await self._check_beginning(wish, survey)
+        planned = self._keep(wish, facts, survey, now)
+        return RecoveryPlan(
+            plan_id=planned.id,
+            expires_at=planned.expires_at,
+            next_step=plan_advice(survey, planned.id, include_deleted=wish.include_deleted),
+            warnings=[
+                *incident_warnings(facts.before),
+                *plan_warnings(survey, include_deleted=wish.include_deleted),
+                *store_warnings(facts.stores),
+            ],
+            as_of=wish.as_of,
+            before_incident=wish.before_incident,
+            will_restore=survey.chosen,
+            will_overwrite=survey.overwrites,
+            counts=survey.counts,
+            examples=await self._examples(survey),
+            table_missing=not await self._installation.table_present(),
+        )
+
+    def planned_overwrites(self, plan_id: str, now: datetime) -> int:
+        """How many rows that are here a plan would overwrite.
+
+        Raises:
+            InputError: The plan is unknown, was used, or has expired.
+        """
+        return self._find(plan_id, now).overwrites
+
+    async def run(self, plan_id: str, now: datetime, *, on_progress: OnProgress | None = None) -> RecoveryReport:
+        """Carry out a plan. Running the same wish again restores only what is still missing (P6).
+
+        Raises:
+            InputError: The plan is unknown, was used, has expired, or is another store's; nothing was changed.
+            PlanOutdated: The stores have moved in a way that changes the plan; nothing was changed.
+        """
+        planned = self._find(plan_id, now)
+        self._end(planned, "was used")
         started = time.monotonic()
-        tally = _Tally()
+        facts, survey = await self._surveyed_again(planned, now)
+        tally = _Tally(survey.chosen, survey.held_back)
         try:
             async with self._restorer.recovering():
-                await self._carry_out(planned, tally, on_progress)
+                await self._carry_out(planned, facts, survey.choices, tally, on_progress)
         except BaseException as error:
             await self._record_stop(_report(planned, tally, started), error)
             raise
@@ -152,13 +237,39 @@ class Recoverer:
         await self._restorer.record_recovery(report.model_dump(mode="json"), _event(report))
         return report
 
-    async def _carry_out(self, planned: _Planned, tally: _Tally, on_progress: OnProgress | None) -> None:
+    async def _surveyed_again(self, planned: _Planned, now: datetime) -> tuple[_Circumstances, Survey]:
         await self._push_what_waits()
-        await self._restorer.ensure_schema(await self._definition())
-        waiting = planned.ids & await self._waiting()
-        tally.held_back = planned.held_back + len(waiting)
-        await self._restore_pages(replace(planned, ids=planned.ids - waiting), tally, on_progress)
-        await self._restore_context(tally)
+        facts = await self._circumstances(planned.wish, now)
+        if facts.stores.own != planned.store:
+            raise InputError(
+                "the plan was made for another local store than the one that is here now",
+                where="plan_id",
+                hint=PLAN_AGAIN,
+            )
+        survey = await self._surveyor.survey(replace(facts.question, keep=True))
+        if survey.fingerprint != planned.fingerprint:
+            raise PlanOutdated(
+                f"the stores have moved since the plan was made: it named {planned.chosen} memories, of which "
+                f"{planned.overwrites} are overwritten; now there are {survey.chosen}, of which {survey.overwrites}, "
+                "or other states of them",
+                where="plan_id",
+                hint="Nothing was changed. " + PLAN_AGAIN,
+            )
+        return facts, survey
+
+    async def _carry_out(
+        self,
+        planned: _Planned,
+        facts: _Circumstances,
+        choices: Sequence[Choice],
+        tally: _Tally,
+        on_progress: OnProgress | None,
+    ) -> None:
+        definition = await definition_for(self._reader, self._installation, facts.shape_of)
+        tally.notes += await self._restorer.ensure_schema(definition)
+        await self._restore_pages(planned, choices, tally, on_progress)
+        tally.notes += await self._restorer.complete_schema(definition)
+        await self._restore_context(planned.wish.scope, tally)
 
     async def _record_stop(self, report: RecoveryReport, error: BaseException) -> None:
         """A recovery that was cut off is on record too, where the local store still takes it."""
@@ -167,24 +278,74 @@ class Recoverer:
         with anyio.move_on_after(RECORD_SECONDS, shield=True), suppress(DionysusError):
             await self._restorer.record_recovery(report.model_dump(mode="json"), event)
 
-    async def _definition(self) -> str | None:
-        """The local table as this store noted it; a store without a memory there goes by the newest."""
-        noted = await self._reader.definitions()
-        newest = next(iter(noted.values()), None)
-        if not await self._installation.initialised():
-            return newest
-        store = (await self._installation.identity()).id
-        own = noted.get(store)
-        if own is None or newest is None:
-            return newest
-        held = await self._reader.holdings(store)
-        return own if held.live or held.tombstones else widened(own, newest)
+    async def _circumstances(self, wish: RecoveryWish, now: datetime) -> _Circumstances:
+        initialised = await self._installation.initialised()
+        waiting = frozenset(await self._restorer.waiting_ids()) if initialised else frozenset()
+        stores = await self._stores((await self._installation.identity()).id if initialised else None)
+        before = await self._before(wish, stores)
+        open_ones = [one for one in await self._incidents.open() if stores.concerns(one.store)]
+        concerned = [*open_ones, *([before] if before else [])]
+        wishes = Wishes(wish.include_deleted, wish.overwrite_newer, wish.only_missing, damage_unseen(concerned))
+        concern = Concern(wish.scope, Moment(wish.as_of, windows(concerned, before, now)), stores.meant)
+        counts = await self._reader.counts()
+        question = Question(concern, wishes, waiting, counts.live + counts.tombstones)
+        return _Circumstances(question, stores, before, wish.as_of or shape_lost(open_ones, before))
 
-    async def _waiting(self) -> frozenset[str]:
-        """Memories whose newest state is in the queue: what the remote holds of them is old."""
-        if not await self._installation.initialised():
-            return frozenset()
-        return frozenset(await self._restorer.waiting_ids())
+    async def _stores(self, own: str | None) -> Stores:
+        known = await self._history.known_stores()
+        others = frozenset(store.id for store in known) - {own}
+        if own is None or len(others) == len(known):
+            return Stores(own, False, others)
+        stores = Stores(own, True, others, stores_before(own, known))
+        if not stores.meant:
+            return stores
+        held = [await self._reader.holdings(store) for store in stores.meant]
+        live = (await self._reader.counts()).live
+        return replace(stores, left_out=live - sum(one.live for one in held))
+
+    async def _before(self, wish: RecoveryWish, stores: Stores) -> Incident | None:
+        if wish.before_incident is None:
+            return None
+        found = await self._incidents.find(wish.before_incident)
+        if not stores.concerns(found.store):
+            raise InputError(
+                f"incident {found.id} is another local store's",
+                where="before_incident",
+                hint="Recover it where it happened; 'dionysus-sync-mcp incidents' shows this store's.",
+            )
+        return found
+
+    async def _check_scope(self, scope: Scope) -> None:
+        """What neither store has ever heard of is a slip of the pen."""
+        unknown = await self._history.unknown(scope)
+        for project in unknown.projects:
+            if not await self._is_here(Scope(projects=(project,))):
+                names = await self._history.project_names()
+                near = difflib.get_close_matches(project, names, NEAR_NAMES) or names[:NEAR_NAMES]
+                hint = f"There are, for instance: {', '.join(near)}." if near else "No project is known yet."
+                raise InputError(f"the project {project!r} is in neither store", where="projects", hint=hint)
+        for session in unknown.sessions:
+            if not await self._is_here(Scope(sessions=(session,))):
+                raise InputError(f"the session {session} is in neither store", where="sessions")
+        for memory_id in unknown.memory_ids:
+            if not await self._is_here(Scope(memory_ids=(memory_id,))):
+                raise InputError(f"the memory {memory_id} is in neither store", where="memory_ids")
+
+    async def _is_here(self, scope: Scope) -> bool:
+        async with aclosing(self._rows.rows(scope, EVERY_ID)) as pages:
+            return await anext(pages, None) is not None
+
+    async def _check_beginning(self, wish: RecoveryWish, survey: Survey) -> None:
+        """Nothing was there at that time: it may be before all that was captured."""
+        if wish.as_of is None or survey.then:
+            return
+        begins = await self._history.history_begins()
+        if begins is not None and wish.as_of < begins:
+            raise InputError(
+                f"{iso(wish.as_of)} is before all history: the first state was captured at {iso(begins)}",
+                where="as_of",
+                hint="Give a later time.",
+            )
 
     async def _push_what_waits(self) -> None:
         """Where it cannot be pushed (a fresh database has no queue), the remote's state is what there is."""
@@ -193,161 +354,141 @@ class Recoverer:
                 if step.busy:
                     await anyio.sleep(BUSY_SECONDS)
 
-    def _take(self, plan_id: str, now: datetime) -> _Planned:
-        planned = self._plans.pop(plan_id, None)
-        if planned is None or planned.expires_at <= now:
-            raise InputError(
-                "there is no such plan here, or it was used or has expired",
-                where="plan_id",
-                hint="Make a new plan by calling without plan_id.",
-            )
+    def _keep(self, wish: RecoveryWish, facts: _Circumstances, survey: Survey, now: datetime) -> _Planned:
+        for plan in [plan for plan in self._plans.values() if plan.expires_at <= now]:
+            self._end(plan, "has expired")
+        for plan in list(self._plans.values())[: 1 - KEPT_PLANS]:
+            self._end(plan, f"was dropped: {KEPT_PLANS} newer ones were made")
+        planned = _Planned(
+            id=str(uuid4()),
+            wish=wish,
+            store=facts.stores.own,
+            expires_at=now + LIFETIME,
+            fingerprint=survey.fingerprint,
+            chosen=survey.chosen,
+            overwrites=survey.overwrites,
+        )
+        self._plans[planned.id] = planned
         return planned
 
-    async def _local_digests(self, scope: Scope) -> dict[str, Digest]:
-        return {digest.id: digest async for page in self._restorer.digests(scope) for digest in page}
+    def _end(self, plan: _Planned, how: str) -> None:
+        """A plan that is used up is remembered for a while, so that it can be said what became of it."""
+        del self._plans[plan.id]
+        self._ends[plan.id] = how
+        for old in list(self._ends)[:-KEPT_ENDS]:
+            del self._ends[old]
 
-    async def _survey(
-        self, scope: Scope, local: dict[str, Digest], *, include_deleted: bool, on_progress: OnProgress | None
-    ) -> _Survey:
-        survey = _Survey()
-        left_here = set(local)
-        seen = 0
-        async for page in self._remote_digests(scope):
-            for remote in page:
-                left_here.discard(remote.id)
-                _note(survey, remote, local, include_deleted=include_deleted)
-            seen += len(page)
-            if on_progress:
-                await on_progress(seen, None, f"{seen} memories compared")
-        for memory_id in left_here:
-            survey.note("only_here", memory_id)
-        return survey
+    def _find(self, plan_id: str, now: datetime) -> _Planned:
+        planned = self._plans.get(plan_id)
+        if planned is not None and planned.expires_at <= now:
+            self._end(planned, "has expired")
+            planned = None
+        if planned is None:
+            ended = self._ends.get(plan_id)
+            what = f"this plan {ended}" if ended else "there is no such plan in this process"
+            raise InputError(what, where="plan_id", hint=PLAN_AGAIN)
+        return planned
 
-    async def _remote_digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
-        last = ""
-        while page := await self._reader.digests(scope, last, PAGE * 2):
-            yield page
-            last = page[-1].id
-
-    async def _examples(self, survey: _Survey) -> dict[RecoveryClass, list[Example]]:
-        wanted = {i for name, ids in survey.examples.items() if name != "identical" for i in ids}
-        found = {m.id: m for m in await self._reader.by_id(sorted(wanted))} if wanted else {}
+    async def _examples(self, survey: Survey) -> dict[RecoveryClass, list[Example]]:
+        wanted = {
+            StateOf(n.there.memory_id, n.there.target_version, n.there.target_hash)
+            for named in survey.examples.values()
+            for n in named
+            if n.there.target_version is not None
+        }
+        found = {m.id: m for m in await self._history.whole_states(sorted(wanted))} if wanted else {}
         return {
-            name: [_example(found[i], survey.reasons.get(i)) for i in ids if i in found]
-            for name, ids in survey.examples.items()
-            if name != "identical"
+            name: [example(found[n.there.memory_id], n.reason) for n in named if n.there.memory_id in found]
+            for name, named in survey.examples.items()
         }
 
-    async def _restore_context(self, tally: _Tally) -> None:
-        sessions = await self._reader.sessions()
-        refused = await self._restorer.restore_context(sessions, await self._reader.projects())
-        tally.context_faults = refused
+    async def _restore_context(self, scope: Scope, tally: _Tally) -> None:
+        sessions, projects = await self._reader.sessions(scope), await self._reader.projects(scope)
+        refused = (await self._restorer.restore_context(sessions, projects)).refused
         tally.sessions = len(sessions) - sum(fault.startswith("session ") for fault in refused)
+        tally.notes += refused
+        last = ""
+        while page := await self._reader.references(scope, last, PAGE):
+            result = await self._restorer.restore_context([], [], page)
+            tally.references += result.references
+            tally.notes += result.refused
+            last = page[-1]["source_id"]
 
-    async def _restore_pages(self, planned: _Planned, tally: _Tally, on_progress: OnProgress | None) -> None:
+    async def _restore_pages(
+        self, planned: _Planned, choices: Sequence[Choice], tally: _Tally, on_progress: OnProgress | None
+    ) -> None:
         """Reading runs a few pages ahead of writing; each page is one transaction, so a stop loses no finished one."""
-        send, receive = anyio.create_memory_object_stream[list[RemoteMemory]](PAGES_AHEAD)
+        send, receive = anyio.create_memory_object_stream[list[Restoration]](PAGES_AHEAD)
         with first_error():
             async with anyio.create_task_group() as tasks, receive:
-                tasks.start_soon(self._read_pages, planned, send)
+                tasks.start_soon(self._read_pages, choices, tally, send)
                 for _ in range(WRITERS):
                     tasks.start_soon(self._write_pages, planned, receive.clone(), tally, on_progress)
 
-    async def _read_pages(self, planned: _Planned, send: MemoryObjectSendStream[list[RemoteMemory]]) -> None:
+    async def _read_pages(
+        self, choices: Sequence[Choice], tally: _Tally, send: MemoryObjectSendStream[list[Restoration]]
+    ) -> None:
         async with send:
-            last = ""
-            while page := await self._reader.memories(planned.scope, last, PAGE):
-                last = page[-1].id
-                wanted = [memory for memory in page if memory.id in planned.ids]
-                if wanted:
-                    await send.send(wanted)
+            for start in range(0, len(choices), PAGE):
+                page = choices[start : start + PAGE]
+                wanted = [StateOf(c.there.memory_id, c.there.target_version or 0, c.there.target_hash) for c in page]
+                found = {memory.id: memory for memory in await self._history.whole_states(wanted)}
+                for choice in page:
+                    if choice.there.memory_id not in found:
+                        tally.refuse(Example(memory_id=choice.there.memory_id, project=None, excerpt="", reason=GONE))
+                await send.send([_restoration(c, found[c.there.memory_id]) for c in page if c.there.memory_id in found])
 
     async def _write_pages(
         self,
         planned: _Planned,
-        receive: MemoryObjectReceiveStream[list[RemoteMemory]],
+        receive: MemoryObjectReceiveStream[list[Restoration]],
         tally: _Tally,
         on_progress: OnProgress | None,
     ) -> None:
         async with receive:
-            async for memories in receive:
-                for memory in memories:
-                    if rules := broken_rules(memory):
-                        tally.add_invalid(memory, rules)
-                tally.add(memories, await self._restorer.restore(memories))
+            async for rows in receive:
+                tally.add(rows, await self._restorer.restore(planned.id, rows))
                 if on_progress:
-                    done = tally.verified + tally.already_there
-                    await on_progress(done, len(planned.ids), f"{done} of {len(planned.ids)} memories verified")
+                    told = f"{tally.done} of {tally.planned} memories verified"
+                    await on_progress(tally.done, tally.planned, told)
 
 
-def _note(survey: _Survey, remote: Digest, local: dict[str, Digest], *, include_deleted: bool) -> None:
-    plan_class = classify(remote, local)
-    survey.note(plan_class, remote.id)
-    if not is_restored(plan_class, include_deleted=include_deleted):
+def _check_time(wish: RecoveryWish, now: datetime) -> None:
+    if wish.as_of is None:
         return
-    survey.ids.add(remote.id)
-    if rules := broken_rules(remote):
-        survey.note("invalid", remote.id)
-        survey.reasons[remote.id] = "; ".join(rules)
+    if wish.before_incident is not None:
+        raise InputError("as_of and before_incident name two times", where="as_of", hint="Give one of them.")
+    if wish.as_of.tzinfo is None:
+        raise InputError(
+            f"{iso(wish.as_of)} has no time zone", where="as_of", hint="Add its offset, such as 2026-08-01T00:00:00Z."
+        )
+    if wish.as_of > now:
+        raise InputError(f"{iso(wish.as_of)} is in the future", where="as_of", hint=f"It is {iso(now)} now.")
 
 
-def _example(memory: RemoteMemory, reason: str | None) -> Example:
-    # What somebody wrote into the remote by hand may be no text.
-    project = line(str(memory.source_project), EXCERPT) if memory.source_project else None
-    excerpt = line(str(memory.content or ""), EXCERPT)
-    return Example(memory_id=memory.id, project=project, excerpt=excerpt, reason=reason)
-
-
-def _plan_advice(survey: _Survey, plan_id: str, *, include_deleted: bool) -> str:
-    if survey.held_back and not survey.ids:
-        return "Call sync_now, so that what waits is in the remote store, and plan again."
-    if survey.ids:
-        return f"Run this plan by calling again with plan_id={plan_id}. Nothing that is here will be touched."
-    if survey.counts["deleted"] and not include_deleted:
-        return "Nothing is missing but what was deleted here; to bring that back too, plan with include_deleted=true."
-    return "Nothing is missing here; there is nothing to do."
-
-
-def _unreadable(local: Iterable[Digest]) -> list[str]:
-    ids = [digest.id for digest in local if not digest.content_hash]
-    named = ", ".join(ids[:EXAMPLES])
-    return [f"{len(ids)} rows here cannot be made JSON, so they are not in the remote store: {named}."] if ids else []
-
-
-def _held_back(number: int) -> list[str]:
-    if not number:
-        return []
-    return [f"{number} memories are left out: their newest state waits to be pushed. Call sync_now, then plan again."]
-
-
-def _plan_warnings(survey: _Survey, *, include_deleted: bool) -> list[str]:
-    counts, warnings = survey.counts, _held_back(survey.held_back)
-    if counts["deleted"] and not include_deleted:
-        warnings.append(f"{counts['deleted']} memories were deleted here and stay deleted in this plan.")
-    if counts["conflicting"] or counts["older_here"]:
-        number = counts["conflicting"] + counts["older_here"]
-        warnings.append(f"{number} rows here differ from the remote store; this plan leaves them as they are.")
-    if counts["invalid"]:
-        warnings.append(f"{counts['invalid']} memories break a rule of the data model; each is reported.")
-    return warnings
+def _restoration(choice: Choice, memory: RemoteMemory) -> Restoration:
+    overwrites = choice.here.content_hash if choice.here and choice.action == "overwrite" else None
+    return Restoration(memory, *numbers(choice.here, choice.there), overwrites)
 
 
 def _report(planned: _Planned, tally: _Tally, started: float) -> RecoveryReport:
-    missing = shortfall(len(planned.ids), tally.verified, tally.already_there)
-    warnings = _held_back(tally.held_back)
+    missing = shortfall(tally.planned, tally.verified, tally.already_there)
+    warnings = held_back(tally.held_back)
     if missing:
-        warnings.append(f"{missing} of {len(planned.ids)} planned memories are not here or not as they were.")
+        warnings.append(f"{missing} of {tally.planned} planned memories are not here or not as they were.")
     if tally.invalid_count:
         warnings.append(f"{tally.invalid_count} restored memories break a rule of the data model; see invalid.")
-    warnings += tally.context_faults[:NAMED_FAULTS]
+    warnings += tally.notes[:NAMED_FAULTS]
     mend = "Look at refused, mend what stands in the way, and plan again."
     advice = "Call sync_now, then plan again." if tally.held_back else mend if missing else "Check get_sync_status."
     return RecoveryReport(
         complete=not missing,
         next_step=advice,
         warnings=warnings,
-        planned=len(planned.ids),
+        recovery_id=planned.id,
+        planned=tally.planned,
         restored=tally.restored,
+        overwritten=tally.overwritten,
         verified=tally.verified,
         already_there=tally.already_there,
         refused=tally.faults,
@@ -355,6 +496,7 @@ def _report(planned: _Planned, tally: _Tally, started: float) -> RecoveryReport:
         invalid=tally.invalid,
         invalid_count=tally.invalid_count,
         sessions_restored=tally.sessions,
+        references_restored=tally.references,
         duration_ms=round(1000 * (time.monotonic() - started)),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Part
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.domain.recovery_plan import Moment, State
+from dionysus_sync_mcp.domain.recovery_plan import KnownStore, Moment, State
 from dionysus_sync_mcp.engine.ports.history import Concern, Span, StateOf
 from dionysus_sync_mcp.engine.ports.shared import Scope
 
@@ -42,11 +42,12 @@ class History(Part):
     async def history_begins(self) -> datetime | None:
         """See `RemoteHistory.history_begins`."""
         found: str | None = await self._connection.read("history_begins", self._limits.read_seconds)
-        return datetime.fromisoformat(found) if found else None
+        return _time(found)
 
-    async def store_ids(self) -> list[str]:
-        """See `RemoteHistory.store_ids`."""
-        return sorted(await self._connection.read("store_ids", self._limits.look_seconds))
+    async def known_stores(self) -> list[KnownStore]:
+        """See `RemoteHistory.known_stores`."""
+        rows = await self._connection.read("known_stores", self._limits.look_seconds)
+        return [KnownStore(store, _time(begun), _time(last)) for store, begun, last in rows]
 
     async def unknown(self, scope: Scope) -> Scope:
         """See `RemoteHistory.unknown`."""
@@ -88,3 +89,7 @@ def _state(row: Sequence[Any]) -> State:
 
 def _numbered(version: object, content_hash: object) -> tuple[int, str]:
     return version if isinstance(version, int) else 0, content_hash if isinstance(content_hash, str) else ""
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

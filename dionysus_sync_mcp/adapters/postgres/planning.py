@@ -1,6 +1,6 @@
 """The rows of the local store as the plan of a recovery looks at them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from uuid import UUID
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
@@ -21,7 +21,7 @@ class PostgresRows:
         self._database = database
         self._installer = installer
 
-    async def rows(self, scope: Scope, span: Span) -> AsyncIterator[Sequence[tuple[str, Here]]]:
+    async def rows(self, scope: Scope, span: Span) -> AsyncGenerator[Sequence[tuple[str, Here]], None]:
         """See `LocalRows.rows`. Keyset pages: no transaction stays open between them."""
         if not await self._installer.table_present():
             return

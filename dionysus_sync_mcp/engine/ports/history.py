@@ -1,12 +1,13 @@
 """What a plan needs: the remote store as it was at a time, beside the rows that are here."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from dionysus_sync_mcp.domain.destruction import Incident
 from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.domain.recovery_plan import Moment, State
+from dionysus_sync_mcp.domain.recovery_plan import KnownStore, Moment, State
 from dionysus_sync_mcp.engine.ports.shared import Scope
 
 
@@ -55,8 +56,8 @@ class RemoteHistory(Protocol):
         """When the oldest version was captured; `None` where there is none."""
         ...
 
-    async def store_ids(self) -> list[str]:
-        """The local stores that have written here, sorted."""
+    async def known_stores(self) -> list[KnownStore]:
+        """The local stores that have written here."""
         ...
 
     async def unknown(self, scope: Scope) -> Scope:
@@ -71,6 +72,22 @@ class RemoteHistory(Protocol):
 class LocalRows(Protocol):
     """The rows that are here, as a plan looks at them."""
 
-    def rows(self, scope: Scope, span: Span) -> AsyncIterator[Sequence[tuple[str, Here]]]:
+    def rows(self, scope: Scope, span: Span) -> AsyncGenerator[Sequence[tuple[str, Here]], None]:
         """In pages, ordered by id; an absent table has none. A row that PostgreSQL cannot make JSON of has no hash."""
+        ...
+
+
+class KnownIncidents(Protocol):
+    """What is on record of destruction."""
+
+    async def open(self) -> list[Incident]:
+        """Those that nobody has closed."""
+        ...
+
+    async def find(self, incident_id: str) -> Incident:
+        """One of them, open or closed.
+
+        Raises:
+            InputError: There is none with this id.
+        """
         ...

@@ -1,0 +1,132 @@
+"""Words of a plan and of a recovery's report: what there is to know of it, and what to do next."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from dionysus_sync_mcp.domain.destruction import Incident
+from dionysus_sync_mcp.domain.memory import RemoteMemory
+from dionysus_sync_mcp.domain.recovery_plan import is_in_history
+from dionysus_sync_mcp.domain.text import line
+from dionysus_sync_mcp.engine.reports import Example
+from dionysus_sync_mcp.engine.survey import EXAMPLES, Survey
+
+EXCERPT = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """This local store among those that write to the same remote store.
+
+    Attributes:
+        own: Its id; `None` where the database is no local store yet.
+        known: Whether the remote store knows it.
+        before: Of the others, those in whose place it may be.
+        left_out: Memories of stores that a plan is not about.
+    """
+
+    own: str | None
+    known: bool
+    others: frozenset[str]
+    before: frozenset[str] = frozenset()
+    left_out: int = 0
+
+    @property
+    def meant(self) -> tuple[str, ...]:
+        """Those that a plan is about; none mean all."""
+        if self.own is None or not self.known or self.others == self.before:
+            return ()
+        return (self.own, *sorted(self.before))
+
+    def concerns(self, store: str) -> bool:
+        """Whether what happened to that store is this one's business."""
+        return not self.meant or store in self.meant
+
+
+def example(memory: RemoteMemory, reason: str | None) -> Example:
+    """A memory as it is shown. What somebody wrote into the remote store by hand may be no text."""
+    project = line(str(memory.source_project), EXCERPT) if memory.source_project else None
+    excerpt = line(str(memory.content or ""), EXCERPT)
+    return Example(memory_id=memory.id, project=project, excerpt=excerpt, reason=reason)
+
+
+def held_back(number: int) -> list[str]:
+    """Of memories whose newest state waits."""
+    if not number:
+        return []
+    return [f"{number} memories are left out: their newest state waits to be pushed. Call sync_now, then plan again."]
+
+
+def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool) -> str:
+    """What to do with a plan."""
+    if survey.held_back and not survey.chosen:
+        return "Call sync_now, so that what waits is in the remote store, and plan again."
+    if survey.overwrites:
+        return (
+            f"Run this plan by calling again with plan_id={plan_id}. It overwrites {survey.overwrites} rows that are "
+            "here; what they hold now is kept for an undo."
+        )
+    if survey.chosen:
+        return f"Run this plan by calling again with plan_id={plan_id}. Nothing that is here will be touched."
+    if survey.counts["deleted"] and not include_deleted:
+        return "Nothing is missing but what was deleted here; to bring that back too, plan with include_deleted=true."
+    return "Nothing is missing here; there is nothing to do."
+
+
+def plan_warnings(survey: Survey, *, include_deleted: bool) -> list[str]:
+    """What a plan leaves as it is, and what is odd about what it brings."""
+    counts, warnings = survey.counts, held_back(survey.held_back)
+    if counts["deleted"] and not include_deleted:
+        warnings.append(f"{counts['deleted']} memories were deleted here and stay deleted in this plan.")
+    differing = sum(counts[name] for name in ("older_here", "newer_here", "conflicting", "overwritten_by_incident"))
+    if left := differing - survey.overwrites:
+        warnings.append(f"{left} rows here differ from what would be brought back; this plan leaves them as they are.")
+    if survey.deleted_since:
+        warnings.append(
+            f"{survey.deleted_since} of the memories that come back were deleted on purpose since that time."
+        )
+    if counts["invalid"]:
+        warnings.append(f"{counts['invalid']} memories break a rule of the data model; each is reported.")
+    if survey.unreadable:
+        named = ", ".join(survey.unreadable[:EXAMPLES])
+        number = len(survey.unreadable)
+        warnings.append(f"{number} rows here cannot be made JSON, so they are not in the remote store: {named}.")
+    return warnings
+
+
+def store_warnings(stores: "Stores") -> list[str]:
+    """Of other local stores that write to the same remote store."""
+    warnings = []
+    if not stores.known and len(stores.others) > 1:
+        warnings.append(
+            f"The remote store does not know this local store, and holds the memories of {len(stores.others)} others: "
+            "this plan is about those of all of them."
+        )
+    if stores.before:
+        warnings.append(
+            f"This plan is also about the memories of {len(stores.before)} local stores that have not been at work "
+            "since this one was: it may be in the place of one of them."
+        )
+    if stores.left_out > 0:
+        number = len(stores.others) - len(stores.before)
+        warnings.append(f"{stores.left_out} memories that {number} other local stores wrote are left out of this plan.")
+    return warnings
+
+
+def incident_warnings(before: Incident | None) -> list[str]:
+    """Of the incident whose damage is to be brought back."""
+    if before is None:
+        return []
+    warnings = []
+    if before.closed_at:
+        warnings.append("This incident is closed: whatever was made of it since counts as newer.")
+    if not is_in_history(before):
+        warnings.append(
+            "What this incident did to single memories is not on record: what was captured after it counts as good. "
+            f"For the state before it in every memory, plan as_of {iso(before.restore_point)} with overwrite_newer."
+        )
+    return warnings
+
+
+def iso(time: datetime) -> str:
+    """A time as the arguments take it."""
+    return time.isoformat()
