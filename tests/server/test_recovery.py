@@ -20,7 +20,7 @@ from tests.services.waiting import until
 ROWS = 20
 FILL = "INSERT INTO memories (content, source_project) SELECT 'memory ' || n, 'atlas' FROM generate_series(1, $1) AS n"
 BLANK = "UPDATE memories SET content = ''"
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 
 class User:
@@ -40,6 +40,15 @@ async def _call(client: Client, tool: str, **arguments: object) -> dict[str, Any
     assert not result.is_error, result.content
     report: dict[str, Any] = result.structured_content or {}
     return report
+
+
+async def _synced(client: Client) -> None:
+    """A server that was just started may answer its first question late."""
+
+    async def synced() -> bool:
+        return bool((await _call(client, "sync_now"))["result"] == "success")
+
+    await until(synced, what="the stores were not in step", seconds=PATIENCE_SECONDS)
 
 
 async def _open_incident(client: Client) -> dict[str, Any]:
@@ -76,7 +85,7 @@ async def test_blanked_memories_come_back_once_the_user_agrees_and_an_undo_takes
     ):
         await database.execute(FILL, ROWS)
         good = await images(database)
-        assert (await _call(client, "sync_now"))["result"] == "success"
+        await _synced(client)
         await database.execute(BLANK)
         blank = await images(database)
 
