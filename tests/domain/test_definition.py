@@ -1,10 +1,11 @@
 """Merging noted definitions of the local table."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dionysus_sync_mcp.domain.definition import reshaped, widened
+from dionysus_sync_mcp.domain.definition import reshaped, retyped, same, valid_at, widened
 
 
 def definition(*names: str, **more: object) -> str:
@@ -59,3 +60,75 @@ def test_a_column_that_comes_back_is_another_one() -> None:
     gone = widened(definition("id"), definition("id", "price"))
     assert not reshaped(definition("id"), gone)
     assert reshaped(definition("id", "price"), gone)
+
+
+def test_the_rest_of_a_definition_does_not_count_as_another_shape() -> None:
+    """Triggers, rights, when it was looked at: rows are what they were."""
+    one = definition("id", triggers=[], seen_at="2026-01-01T00:00:00+00:00")
+    other = definition("id", triggers=[{"name": "t"}], owner="somebody", seen_at="2026-01-02T00:00:00+00:00")
+    assert not reshaped(other, one)
+    assert json.loads(widened(other, definition("id", "price")))["owner"] == "somebody"
+
+
+def test_when_a_table_was_looked_at_makes_no_other_definition() -> None:
+    """Else each look would be noted."""
+    one, later = (definition("id", seen_at=f"2026-01-0{day}T00:00:00+00:00") for day in (1, 2))
+    assert same(one, later)
+    assert same("no json", "no json")
+    assert not same(one, definition("id", "price", seen_at="2026-01-01T00:00:00+00:00"))
+    assert not same(one, None)
+    assert not same(one, "no json")
+
+
+NOW = datetime(2026, 1, 10, tzinfo=UTC)
+
+
+def noted(days: int, name: str, seen: str | None = None) -> tuple[datetime, str]:
+    """A definition that was noted some days ago."""
+    return NOW - timedelta(days=days), definition(name, **({"seen_at": seen} if seen else {}))
+
+
+def test_the_definition_of_a_time_is_the_last_one_seen_by_then() -> None:
+    """Before all of them, it is the first; without any, there is none."""
+    history = [noted(9, "first"), noted(5, "second"), noted(1, "third")]
+    for days, name in ((20, "first"), (9, "first"), (6, "first"), (5, "second"), (2, "second"), (0, "third")):
+        assert valid_at(history, NOW - timedelta(days=days)) == definition(name)
+    assert valid_at([], NOW) is None
+
+
+def test_the_local_clock_counts_more_than_the_remote_one() -> None:
+    """A remote store whose clock is behind seems to have noted before an incident what was altered in it."""
+    good = noted(9, "good", "2026-01-01T00:00:00+00:00")
+    cut = noted(3, "cut", "2026-01-08T00:00:01+00:00")
+    assert valid_at([good, cut], datetime(2026, 1, 8, tzinfo=UTC)) == good[1]
+    assert valid_at([good, noted(3, "cut", "no time")], datetime(2026, 1, 8, tzinfo=UTC)) != good[1]
+    assert valid_at([good, noted(3, "cut", "2026-01-08T00:00:01")], datetime(2026, 1, 8, tzinfo=UTC)) != good[1]
+
+
+@pytest.mark.parametrize(
+    ("present", "before", "lost"),
+    [
+        ("text", "text", False),
+        ("character varying(10)", "text", True),
+        ("character varying(10)", "character varying(20)", True),
+        ("character varying(20)", "character varying(10)", False),
+        ("character varying", "text", False),
+        ("text", "character varying(10)", False),
+        ("integer", "bigint", True),
+        ("numeric", "bigint", False),
+        ("numeric", "numeric(10,2)", False),
+        ("numeric(10,2)", "numeric", True),
+        ("numeric(12,2)", "numeric(10,2)", True),
+        ("integer", "text", True),
+        ("text", "integer", True),
+        ("real", "double precision", True),
+    ],
+)
+def test_a_type_that_cannot_hold_what_the_noted_one_could_is_found(present: str, before: str, lost: bool) -> None:
+    """One that only is wider, and looks the same as JSON, is left alone; columns that are gone are no matter of types."""
+    columns = [{"name": "id", "type": "uuid"}, {"name": "c", "type": before}, {"name": "gone", "type": "text"}]
+    columns += [{"name": "sync_version", "type": "bigint"}]
+    now = [{"name": "c", "type": present}, {"name": "id", "type": "uuid"}, {"name": "sync_version", "type": "integer"}]
+    found = retyped(json.dumps({"columns": now}), json.dumps({"columns": columns}))
+    assert found == (["c"] if lost else [])
+    assert retyped("no json", json.dumps({"columns": columns})) == []
