@@ -5,27 +5,25 @@
 // case. A tombstone goes as a whole, if no other store has a part in it.
 MATCH (m:Memory) WHERE m.id > $after AND m.origin = $store
 WITH m ORDER BY m.id LIMIT $limit
-WITH collect(m) AS page, datetime($before) AS before
+WITH collect(m) AS page
+WITH page, datetime($before) AS before
 CALL (page, before) {
   UNWIND page AS m
   WITH m, before, coalesce(m.deleted_at < before, false)
     AND NOT EXISTS { (m)-[:HAS_VERSION]->(other:MemoryVersion) WHERE other.origin <> $store } AS goes
   CALL (m, before, goes) {
-    WITH m, goes WHERE goes
     MATCH (m)-[:HAS_VERSION]->(v:MemoryVersion)
-    RETURN v
+    WHERE goes OR (v.changed_at < before AND v.sync_version <= m.sync_version)
+    WITH m, goes, v ORDER BY v.sync_version DESC, v.changed_at DESC
+    WITH m, goes, collect(v) AS versions
+    RETURN [v IN CASE WHEN goes THEN versions ELSE versions[1..] END
+      WHERE goes OR (v.origin = $store AND NOT (v.sync_version = m.sync_version AND v.content_hash = m.content_hash
+        AND (v.operation = 'delete') = (m.deleted_at IS NOT NULL))) | v.key] AS keys
     UNION ALL
-    WITH m, before, goes WHERE NOT goes
-    MATCH (m)-[:HAS_VERSION]->(v:MemoryVersion) WHERE v.changed_at < before AND v.sync_version <= m.sync_version
-    WITH m, v ORDER BY v.sync_version DESC, v.changed_at DESC
-    WITH m, collect(v)[1..] AS replaced
-    UNWIND replaced AS v
-    WITH m, v WHERE v.origin = $store AND NOT (v.sync_version = m.sync_version AND v.content_hash = m.content_hash
-      AND (v.operation = 'delete') = (m.deleted_at IS NOT NULL))
-    RETURN v
+    WITH m WHERE NOT EXISTS { (m)-[:HAS_VERSION]->(:MemoryVersion) }
+    RETURN [] AS keys
   }
-  WITH m, goes, collect(v.key) AS keys
-  RETURN collect([m.id, goes, keys]) AS found
+  RETURN collect([m.id, goes, [key IN keys WHERE key IS NOT NULL]]) AS found
 }
 RETURN [last(page).id, found] AS page
 
