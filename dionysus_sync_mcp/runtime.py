@@ -258,7 +258,6 @@ class Runtime:
         self._sink = Webhook(url, token) if url else None
         book = PostgresIncidents(self.database)
         unrecorded = Unrecorded(self.remote, self._sink, settings.dionysus_project)
-        self._records = IncidentRecords(book, self.remote, unrecorded)
         self.detector = Detector(
             PostgresObserving(self.database),
             book,
@@ -274,6 +273,7 @@ class Runtime:
             ),
             expected=CAPTURE_TRIGGERS,
         )
+        self._records = IncidentRecords(book, self.remote, unrecorded, self.detector.stores)
 
     async def _place(self) -> str:
         return place_of(await self.addresses[0](), platform.node())

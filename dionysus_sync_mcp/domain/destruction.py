@@ -191,13 +191,24 @@ def incident_id(store: str, key: str) -> str:
     return str(uuid5(UUID(store), key))
 
 
-def questions(new: Sequence[Observation], around: Sequence[Observation], thresholds: Thresholds) -> Questions:
-    """What the judging of these needs to know: the table is asked only where an answer could matter."""
+def questions(
+    new: Sequence[Observation], around: Sequence[Observation], thresholds: Thresholds, population: int = 0
+) -> Questions:
+    """What the judging of these needs to know: the table is asked only where an answer could matter.
+
+    Args:
+        population: Memories in the table a moment ago, 0 where that is not known.
+    """
     updated = {id_ for o in around if o.kind == "update" for id_ in o.memory_ids}
-    population = any(o.kind == "update" for o in new) and len(updated) >= thresholds.updates
+    enough = _too_many(thresholds, population)
+    counted = any(o.kind == "update" for o in new) and len(updated) >= enough
     deleted = frozenset(id_ for o in around if o.kind == "delete" for id_ in o.memory_ids)
     many = any(o.kind == "delete" for o in new) and len(deleted) > thresholds.deletes
-    return Questions(deleted if many or population else frozenset(), population)
+    return Questions(deleted if many or counted else frozenset(), counted)
+
+
+def _too_many(thresholds: Thresholds, population: int) -> int:
+    return max(thresholds.updates, math.floor(thresholds.share * population) + 1)
 
 
 def judge(seen: Evidence, thresholds: Thresholds, store: str, now: datetime) -> list[Incident]:
@@ -210,7 +221,7 @@ def judge(seen: Evidence, thresholds: Thresholds, store: str, now: datetime) -> 
     changed = [_Hit(o, frozenset(o.memory_ids)) for o in _of("update", seen.around)]
     lost = {id_ for hit in gone for id_ in hit.ids}
     before = seen.population + len(lost) + sum(o.rows for o in seen.new if o.kind in ("truncate", "drop"))
-    enough = max(thresholds.updates, math.floor(thresholds.share * before) + 1)
+    enough = _too_many(thresholds, before)
     bursts = (
         *_bursts("rapid_deletes", gone, thresholds.deletes + 1, seen, thresholds.seconds),
         *_bursts("bulk_update", changed, enough, seen, thresholds.seconds),

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from dionysus_sync_mcp.domain.definition import reshaped, same, widened
-from dionysus_sync_mcp.domain.errors import DionysusError, SchemaMismatch
+from dionysus_sync_mcp.domain.errors import DatabaseMissing, DionysusError, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.engine.ports.install import Installation
 from dionysus_sync_mcp.engine.ports.push import RemoteWriter
 from dionysus_sync_mcp.engine.ports.recover import RemoteReader
@@ -76,8 +76,8 @@ class Guard:
             return
         try:
             await self._look_first()
-        except SchemaMismatch:
-            return
+        except (SchemaMismatch, Unavailable, DatabaseMissing):
+            return  # what follows says so, or puts it right
         except DionysusError as error:
             if str(error) != self._looks_fail:
                 logger.warning("what is missing could not be looked at before it is put back: %s", error)

@@ -6,7 +6,7 @@ marked as judged in the transaction that records what they came to.
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from uuid import UUID
 import anyio
 
 from dionysus_sync_mcp.domain.destruction import (
+    MOST_COUNTED,
     Evidence,
     Incident,
     Observation,
@@ -54,6 +55,8 @@ ADOPT_SECONDS = 30.0
 ASK_SECONDS = 1.0
 # Who looks puts back what is missing after it, and must not wait for a remote store that hangs.
 SAVE_SECONDS = 5.0
+# How long what a look has counted is good for.
+LATELY_SECONDS = 10.0
 PRUNE_SECONDS = 3600.0
 PRUNE_PAGE_SECONDS = 1.0
 UNADOPTED_SECONDS = 1.0
@@ -164,8 +167,10 @@ class Detector:
         self._clock = clock
         self._turn = anyio.Lock()
         self._last: Sight | None = None
+        self._looked_at = 0.0
         self._recent: dict[str, Incident] = {}
-        self._stores: set[str] = set()
+        # This local store, and those that the database was before.
+        self.stores: set[str] = set()
         self._adopted_at: float | None = None
         self._placed: tuple[str | None, int | None] = None, None
         self._asked = False
@@ -228,16 +233,24 @@ class Detector:
         around = await self._observing.between(min(o.at for o in new) - span, max(o.at for o in new) + span)
         seqs = {o.seq for o in new}
         due = [o for o in around if o.judged or o.seq in seqs]
-        asked = questions(new, due, self._thresholds)
+        lately = self._population_lately()
+        asked = questions(new, due, self._thresholds, lately)
         evidence = Evidence(
             new=new,
             around=due,
             live=await self._observing.live(sorted(asked.deleted)) if asked.deleted else frozenset(),
-            population=await self._observing.population() if asked.population else 0,
+            population=await self._observing.population() if asked.population else lately,
             known=[i for i in await self._known() if i.store == store],
         )
         found = judge(evidence, self._thresholds, store, self._clock())
         self._say(await self._book.record(found, sorted(seqs)))
+
+    def _population_lately(self) -> int:
+        """A table that is changed all the time is not counted for each change."""
+        last = self._last
+        if last is None or anyio.current_time() - self._looked_at > LATELY_SECONDS:
+            return 0
+        return MOST_COUNTED if last.table is not None and last.rows is None else last.rows or 0
 
     async def _watch(self) -> None:
         before = await self._before()
@@ -255,14 +268,18 @@ class Detector:
         last = self._last
         if last and last.store and (remembered is None or remembered.store != last.store):
             return last
-        return remembered or await self._of_the_remote()
+        if remembered is None:
+            return await self._of_the_remote()
+        # Of these, another version of the program may have looked for other ones.
+        whole, event_triggers = (last.whole, last.event_triggers) if last else (False, False)
+        return replace(remembered, whole=whole, event_triggers=event_triggers)
 
     async def _of_the_remote(self) -> Sight | None:
         """Who was at this place, as the remote store knows it; asked by a process that has seen nothing itself.
 
         Not one of which the loss is on record there: that comes here with the rest of the record.
         """
-        if self._asked or self._last is not None:
+        if self._asked or (self._last and self._last.store):
             return None
         with suppress(DionysusError), anyio.move_on_after(ASK_SECONDS):
             there = await self._remote.seen_at(await self._locate())
@@ -270,16 +287,16 @@ class Detector:
                 i.store for i in await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN) if is_loss(i)
             }
             self._asked = True
-            self._stores.update(sight.store for sight in there if sight.store)
+            self.stores.update(sight.store for sight in there if sight.store)
             return there[0] if there and there[0].store not in lost else None
         return None
 
     async def _remember(self, sight: Sight) -> None:
         with suppress(SchemaMismatch):
             await self._observing.remember(sight)
-        self._last = sight
+        self._last, self._looked_at = sight, anyio.current_time()
         if sight.store:
-            self._stores.add(sight.store)
+            self.stores.add(sight.store)
 
     async def _known(self) -> Sequence[Incident]:
         try:
@@ -335,7 +352,7 @@ class Detector:
         if self._adopted_at is not None and now - self._adopted_at < ADOPT_SECONDS:
             return
         here = await self._book.incidents(open_only=False, limit=MOST_KNOWN)
-        stores = {(await self._identify()).id, *self._stores, *(i.store for i in here)}
+        stores = {(await self._identify()).id, *self.stores, *(i.store for i in here)}
         there = await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN)
         await self._book.adopt([incident for incident in there if incident.store in stores])
         self._adopted_at = now
@@ -346,6 +363,7 @@ class IncidentRecords:
 
     Args:
         unrecorded: What only this process knows yet; `None` where it does not look itself.
+        mine: Stores of which the remote's record is shown; all, as long as this is empty.
     """
 
     def __init__(
@@ -353,11 +371,13 @@ class IncidentRecords:
         book: IncidentBook,
         remote: RemoteIncidents,
         unrecorded: Unrecorded | None = None,
+        mine: Collection[str] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._book = book
         self._remote = remote
         self._unrecorded = unrecorded
+        self._mine = mine
         self._clock = clock
 
     async def open(self, patience: float = math.inf) -> list[Incident]:
@@ -374,7 +394,8 @@ class IncidentRecords:
         with suppress(*NOT_HERE), anyio.move_on_after(patience):
             found = await self._book.incidents(open_only=open_only, limit=limit)
         if found is None:
-            found = await self._remote.remote_incidents(open_only=open_only, limit=limit)
+            there = await self._remote.remote_incidents(open_only=open_only, limit=limit)
+            found = [incident for incident in there if not self._mine or incident.store in self._mine]
         ids = {incident.id for incident in found}
         waiting = self._unrecorded.incidents() if self._unrecorded else []
         both = [*(incident for incident in waiting if incident.id not in ids), *found]

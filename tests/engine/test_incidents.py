@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from dionysus_sync_mcp.domain.destruction import Incident, Thresholds, Who
-from dionysus_sync_mcp.domain.errors import DatabaseMissing, InputError, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.domain.errors import AccessRefused, DatabaseMissing, InputError, SchemaMismatch, Unavailable
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.incidents import (
     JUDGE_SECONDS,
@@ -141,6 +141,32 @@ async def test_the_table_is_not_asked_without_need(scene: Scene) -> None:
     scene.local.observe("update", range(4))
     await detector.judge_once()
     assert (scene.local.asked, scene.here(), scene.book.judged) == (0, [], {1, 2})
+
+
+async def test_a_big_table_is_not_counted_for_each_change(scene: Scene) -> None:
+    """What the last look has counted tells that twenty changes are not half of it; where they could be, it is asked."""
+    detector = scene.process()
+    await detector.watch_once()
+    scene.local.observe("update", range(20))
+    await detector.judge_once()
+    assert (scene.local.asked, scene.here()) == (0, [])
+    scene.local.observe("update", range(20, 51))
+    await detector.judge_once()
+    assert (scene.local.asked, scene.here()) == (1, [("bulk_update", 51)])
+
+
+async def test_what_another_version_has_not_installed_is_not_missing(scene: Scene) -> None:
+    """It looks for less; what a process has seen itself, and does not see any more, is missing."""
+    await scene.process().watch_once()
+    scene.local.whole = False
+    newer = scene.process()
+    await watched(newer, scene)
+    assert scene.here() == []
+    scene.local.whole = True
+    await watched(newer, scene)
+    scene.local.whole = False
+    await watched(newer, scene)
+    assert scene.here() == [("bookkeeping_missing", 0)]
 
 
 async def test_a_page_that_is_full_is_followed_by_the_next(scene: Scene) -> None:
@@ -402,11 +428,11 @@ async def test_the_guard_looks_before_it_mends(scene: Scene) -> None:
 
 
 @pytest.mark.promise("P1")
-@pytest.mark.parametrize("failure", [Unavailable("away"), SchemaMismatch("no bookkeeping")])
+@pytest.mark.parametrize("failure", [AccessRefused("no right"), Unavailable("away"), SchemaMismatch("no bookkeeping")])
 async def test_a_look_that_fails_does_not_keep_the_guard_from_mending(
     failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Protection comes first; it is said once."""
+    """Protection comes first; what the guard itself does not find out is said, once."""
 
     async def fail() -> None:
         raise failure
@@ -417,7 +443,7 @@ async def test_a_look_that_fails_does_not_keep_the_guard_from_mending(
         for _ in range(2):
             local.captured = False
             assert (await guard.guard_once()).installed
-    assert len(caplog.records) == (1 if isinstance(failure, Unavailable) else 0)
+    assert len(caplog.records) == (1 if isinstance(failure, AccessRefused) else 0)
 
 
 async def test_what_was_judged_long_ago_is_pruned(scene: Scene) -> None:
@@ -503,6 +529,20 @@ async def test_an_incident_that_is_closed_says_when_and_why(scene: Scene) -> Non
     await records.close(incident.id, "on purpose")
     with pytest.raises(InputError, match=r"was closed 2026-08-01 13:00:00 UTC: on purpose"):
         await records.close(incident.id, "again")
+
+
+@pytest.mark.promise("P9")
+async def test_only_what_concerns_this_database_is_shown(scene: Scene) -> None:
+    """Of the remote record, while the local one is away; all of it, where it is not known which store this was."""
+    incident, _ = await made(scene)
+    theirs = replace(incident, id="theirs", store=OTHER_STORE)
+    await scene.remote.save_incidents([incident, theirs])
+    scene.book.present = False
+    mine: set[str] = set()
+    records = IncidentRecords(scene.book, scene.remote, None, mine)
+    assert len(await records.open()) == 2
+    mine.add(STORE)
+    assert await records.open() == [incident]
 
 
 @pytest.mark.promise("P9")
