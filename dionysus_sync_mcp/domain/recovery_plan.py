@@ -239,6 +239,15 @@ def stores_before(own: str, stores: Iterable[KnownStore]) -> frozenset[str]:
     return frozenset(s.id for s in known if s.id != own and (s.last_push_at is None or s.last_push_at < begun))
 
 
+def lacking(concerned: Iterable[Incident], known: int) -> int:
+    """At least how many of the memories that incidents took the remote store does not know, though it should.
+
+    Args:
+        known: Memories that it knows, those that were deleted on purpose too.
+    """
+    return max(0, max((one.rows for one in concerned if one.kind in _LOSES_ROWS), default=0) - known)
+
+
 def shortfall(planned: int, verified: int, already_there: int) -> int:
     """How many of the planned rows are neither verified nor found to be there already."""
     return max(0, planned - verified - already_there)

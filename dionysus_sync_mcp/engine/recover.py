@@ -18,6 +18,7 @@ from dionysus_sync_mcp.domain.recovery_plan import (
     Moment,
     Wishes,
     damage_unseen,
+    lacking,
     numbers,
     shape_lost,
     shortfall,
@@ -36,6 +37,7 @@ from dionysus_sync_mcp.engine.recovery_words import (
     held_back,
     incident_warnings,
     iso,
+    lack_warnings,
     plan_advice,
     plan_warnings,
     store_warnings,
@@ -99,6 +101,7 @@ class _Circumstances:
     question: Question
     stores: Stores
     before: Incident | None
+    concerned: Sequence[Incident]
     shape_of: datetime | None  # when the table was as it should be; `None` for now
 
 
@@ -188,6 +191,7 @@ class Recoverer:
         await self._check_scope(wish.scope)
         survey = await self._surveyor.survey(facts.question, on_progress)
         await self._check_beginning(wish, survey)
+        table_missing = not await self._installation.table_present()
         planned = self._keep(wish, facts, survey, now)
         return RecoveryPlan(
             plan_id=planned.id,
@@ -197,6 +201,7 @@ class Recoverer:
                 *incident_warnings(facts.before),
                 *plan_warnings(survey, include_deleted=wish.include_deleted),
                 *store_warnings(facts.stores),
+                *lack_warnings(_lacking(wish, facts, survey), empty=table_missing and not facts.question.memories),
             ],
             as_of=wish.as_of,
             before_incident=wish.before_incident,
@@ -204,7 +209,7 @@ class Recoverer:
             will_overwrite=survey.overwrites,
             counts=survey.counts,
             examples=await self._examples(survey),
-            table_missing=not await self._installation.table_present(),
+            table_missing=table_missing,
         )
 
     def planned_overwrites(self, plan_id: str, now: datetime) -> int:
@@ -226,7 +231,8 @@ class Recoverer:
         self._end(planned, "was used")
         started = time.monotonic()
         facts, survey = await self._surveyed_again(planned, now)
-        tally = _Tally(survey.chosen, survey.held_back)
+        lost = _lacking(planned.wish, facts, survey)
+        tally = _Tally(survey.chosen + lost, survey.held_back, notes=lack_warnings(lost))
         try:
             async with self._restorer.recovering():
                 await self._carry_out(planned, facts, survey.choices, tally, on_progress)
@@ -289,7 +295,7 @@ class Recoverer:
         concern = Concern(wish.scope, Moment(wish.as_of, windows(concerned, before, now)), stores.meant)
         counts = await self._reader.counts()
         question = Question(concern, wishes, waiting, counts.live + counts.tombstones)
-        return _Circumstances(question, stores, before, wish.as_of or shape_lost(open_ones, before))
+        return _Circumstances(question, stores, before, concerned, wish.as_of or shape_lost(open_ones, before))
 
     async def _stores(self, own: str | None) -> Stores:
         known = await self._history.known_stores()
@@ -464,6 +470,11 @@ def _check_time(wish: RecoveryWish, now: datetime) -> None:
         )
     if wish.as_of > now:
         raise InputError(f"{iso(wish.as_of)} is in the future", where="as_of", hint=f"It is {iso(now)} now.")
+
+
+def _lacking(wish: RecoveryWish, facts: _Circumstances, survey: Survey) -> int:
+    """Known only where everything is to come back, as it was before it was lost."""
+    return lacking(facts.concerned, survey.then) if wish.scope == Scope() and wish.as_of is None else 0
 
 
 def _restoration(choice: Choice, memory: RemoteMemory) -> Restoration:

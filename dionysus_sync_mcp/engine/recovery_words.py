@@ -127,6 +127,18 @@ def incident_warnings(before: Incident | None) -> list[str]:
     return warnings
 
 
+def lack_warnings(lost: int, *, empty: bool = False) -> list[str]:
+    """Of what the remote store cannot bring back.
+
+    Args:
+        lost: Memories that an incident took, and that it does not know.
+        empty: Whether it holds nothing, although there was a table here once.
+    """
+    if lost:
+        return [f"At least {lost} memories that an incident took are not in the remote store: they cannot come back."]
+    return ["The remote store holds no memories: nothing can come back from it."] if empty else []
+
+
 def iso(time: datetime) -> str:
     """A time as the arguments take it."""
     return time.isoformat()

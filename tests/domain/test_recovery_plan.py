@@ -22,6 +22,7 @@ from dionysus_sync_mcp.domain.recovery_plan import (
     class_of,
     damage_unseen,
     fingerprint,
+    lacking,
     numbers,
     shape_lost,
     shortfall,
@@ -285,6 +286,13 @@ def test_a_store_may_be_in_the_place_of_one_that_was_at_work_before_it() -> None
     assert stores_before("own", [KnownStore("own", NOON, NOON), old, alive]) == {"old"}
     assert stores_before("own", [KnownStore("own", None, NOON), old]) == frozenset()
     assert stores_before("own", [old]) == frozenset()
+
+
+def test_what_the_remote_store_lacks_is_known_by_the_greatest_loss() -> None:
+    """Of two looks at one event, one may have counted less; an update takes nothing."""
+    took = [replace(incident("truncate"), rows=7), replace(incident("drop"), rows=9)]
+    assert [lacking(took, known) for known in (4, 9, 12)] == [5, 0, 0]
+    assert lacking([replace(incident("bulk_update"), rows=9)], 0) == 0
 
 
 def test_a_shortfall_is_what_is_neither_verified_nor_there() -> None:

@@ -451,6 +451,29 @@ async def test_a_state_that_is_not_there_any_more_is_missed(monkeypatch: pytest.
     ]
 
 
+@pytest.mark.promise("P6")
+async def test_what_an_incident_took_and_the_remote_lacks_is_missed() -> None:
+    """Told by count in the plan; a run that brings the rest is no success."""
+    stores = await world(5)
+    lost = stores.happened("truncate", stores.time(), stores.time())
+    stores.incidents.known[lost.id] = replace(lost, rows=5)
+    stores.local.rows = {}
+    stores.remote.nodes = {i: node for i, node in stores.remote.nodes.items() if i > "000001"}
+    plan = await stores.plan()
+    assert (plan.will_restore, "At least 2 memories that an incident took" in plan.warnings[-1]) == (3, True)
+    report = await stores.run(plan)
+    assert (report.complete, report.planned, report.verified) == (False, 5, 3)
+    assert stores.local.events[-1].result == "partial"
+
+
+async def test_a_remote_store_without_anything_says_so() -> None:
+    """Where there is no table either, and nobody saw what happened."""
+    stores = await world(0)
+    stores.local.rows = None
+    plan = await stores.plan()
+    assert (plan.will_restore, "holds no memories" in plan.warnings[-1]) == (0, True)
+
+
 @pytest.mark.promise("P1")
 async def test_what_waits_is_pushed_before_anything_is_compared() -> None:
     """A queued delete was meant, a queued change is the newest there is."""
