@@ -17,6 +17,8 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.observations (
     statement text,
     judged_at timestamptz
 );
+-- Random bytes: trying to compress them would take longer than the deletes of a large statement.
+ALTER TABLE dionysus_sync.observations ALTER COLUMN memory_ids SET STORAGE EXTERNAL;
 CREATE INDEX IF NOT EXISTS idx_observations_new ON dionysus_sync.observations (seq) WHERE judged_at IS NULL;
 CREATE INDEX IF NOT EXISTS idx_observations_at ON dionysus_sync.observations (at);
 

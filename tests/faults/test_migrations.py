@@ -16,7 +16,7 @@ from tests.faults.plugin import Scenario
 from tests.faults.program import SOON, Stores, run, worker
 from tests.integration.stores import INSERT, graph, plain_client, uid
 from tests.services import postgres
-from tests.services.local_store import opened
+from tests.services.local_store import opened, opened_by_older
 from tests.services.waiting import until
 
 INIT = ("init", "--json")
@@ -45,12 +45,15 @@ PARK = (
 )
 TABLES = (
     "sync_queue", "sync_events", "conflicts", "recoveries", "projects", "sessions", "memory_references", "deletions",
-    "verifications", "alerts", "store_identity", "comparison_due",
+    "verifications", "alerts", "store_identity", "comparison_due", "observations", "incidents", "watched",
+    "recovery_undo", "drills",
 )  # fmt: skip
 COLUMNS = (
     "store_identity.generation", "store_identity.repeated", "comparison_due.gap_since", "sync_queue.superseded_at",
     "sync_queue.last_error", "sync_queue.base_version", "sync_queue.retry_count", "sync_queue.next_retry_at",
     "sync_queue.parked_at", "sync_events.memory_ids", "conflicts.closed_at", "alerts.attempts",
+    "observations.judged_at", "observations.memory_ids", "incidents.revision", "incidents.closed_at",
+    "recovery_undo.undone_at",
 )  # fmt: skip
 SOME_OF_INIT = ["before:0004_reliability", "before:COMMIT(note_migration)", "after:COMMIT(note_migration)"]
 SOME_GONE = ["sync_queue.base_version", "conflicts"]
@@ -65,7 +68,7 @@ async def shape(url: str) -> list[str]:
 
 async def install(url: str, migrations: int | None = None) -> None:
     """Make a database a local store, as a program does that has only the first of the migrations."""
-    async with opened(url) as database:
+    async with opened_by_older(url) if migrations else opened(url) as database:
         await Installer(database, load_migrations()[:migrations]).install()
 
 

@@ -28,6 +28,16 @@ async def opened(url: str, schema: str = "public") -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
+async def opened_by_older(url: str) -> AsyncIterator[Database]:
+    """As `opened`, of a program before the detection of incidents, which had no triggers for it."""
+    async with opened(url) as database:
+        triggers = database.sql["install_capture"].split(";")
+        database.sql["install_capture"] = ";".join(part for part in triggers if "dionysus_truncate" not in part)
+        database.sql["install_event_triggers"] = "SELECT"
+        yield database
+
+
+@asynccontextmanager
 async def running(
     database_url: str, neo4j_uri: str, *, worker: bool = False, schema: str = "public"
 ) -> AsyncIterator[Runtime]:

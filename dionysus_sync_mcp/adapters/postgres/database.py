@@ -41,6 +41,9 @@ RELEASE_SECONDS = 1.0
 LOCK_SECONDS = 4
 TRANSACTION_TIMEOUT_SINCE = 17
 APPLICATION_NAME = "dionysus-sync-mcp"
+WATCHING_ONLY = (
+    "detection of dropped and altered tables is by watching only, since this role may not create event triggers"
+)
 POOLED = "DATABASE_URL leads to a connection pooler"
 _DIRECT = (
     "The program keeps settings and prepared statements with its connections: give it a direct connection to the "
@@ -201,14 +204,15 @@ class Database:
         started = time.monotonic()
         try:
             with our_errors(), anyio.fail_after(timeout):
-                version = await self._version(timeout)
+                version, degraded = await self._version(timeout)
         except AccessRefused as error:
             return Health("postgresql", error=error.what, hint=error.hint, refused=True)
         except DionysusError as error:
             away = isinstance(error.__cause__, TimeoutError)
             what = f"no answer within {timeout:.1f} s" if away else error.what
             return Health("postgresql", error=what, hint=error.hint)
-        return Health("postgresql", version=version, latency_ms=round(1000 * (time.monotonic() - started), 1))
+        latency_ms = round(1000 * (time.monotonic() - started), 1)
+        return Health("postgresql", version=version, latency_ms=latency_ms, degraded=degraded)
 
     async def close(self) -> None:
         """Ends every connection at once; a pool that is closed politely waits for the queries that are under way."""
@@ -231,17 +235,19 @@ class Database:
                 )
             return self._pool
 
-    async def _version(self, timeout: float) -> str:
+    async def _version(self, timeout: float) -> tuple[str, tuple[str, ...]]:
+        """The server's version, and what works less well than it could."""
         url = await self._address()
         with _readable():
             connection = await asyncpg.connect(url, timeout=timeout, server_settings=self._settings())
         try:
             await self._check_that_it_is_direct(connection)
             version: str = await connection.fetchval(self.sql["server_version"])
+            watching_only: bool = await connection.fetchval(self.sql["watching_only"])
             await connection.close()
         finally:
             connection.terminate()
-        return version
+        return version, (WATCHING_ONLY,) if watching_only else ()
 
     async def _connected(self, timeout: float) -> "tuple[Driven, asyncpg.Pool[asyncpg.Record]]":
         pool = await self._open()
