@@ -112,7 +112,7 @@ class Purger:
         try:
             await self._carry_out(purge, on_progress)
         except BaseException:
-            with suppress(DionysusError, TimeoutError):
+            with anyio.move_on_after(RECORD_SECONDS, shield=True), suppress(DionysusError):
                 await self._record(purge, "partial")
             raise
         await self._record(purge, "success")
@@ -178,8 +178,7 @@ class Purger:
         duration = round(1000 * (time.monotonic() - purge.started))
         ids = purge.memory_ids[:NAMED_IDS] or purge.tombstone_ids
         event = SyncEvent("remote_to_local", result, purge.removed, ids, said, duration)
-        with anyio.CancelScope(shield=True), anyio.fail_after(RECORD_SECONDS):
-            await self._local.record_purge(event)
+        await self._local.record_purge(event)
 
 
 async def _count(page: Sequence[Purgeable], purge: _Purge) -> None:
