@@ -5,6 +5,7 @@ rule of the user's own, memories that were changed, and some that were deleted o
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -132,6 +133,7 @@ class Blow(NamedTuple):
         kind: Of the incident.
         rows: How many memories it hits; `None` for all.
         told: Whether the database tells of it by itself, so that it is known who did it, and just when.
+        here: Whether the local store can still take the incident; else it does once it is recovered.
         last_words: Whether rows are written in the same transaction before it, which have not been pushed then.
         newer: Whether rows are written after it.
         deletes: Memories that the remote store marks as deleted: rows that went one by one, with the capture on.
@@ -141,6 +143,7 @@ class Blow(NamedTuple):
     kind: str
     rows: int | None = None
     told: bool = True
+    here: bool = True
     last_words: bool = True
     newer: bool = False
     deletes: int = 0
@@ -267,7 +270,8 @@ class Field:
             engaged = await held(client) != before
             if blow.newer:
                 await self.write(client, NEWER)
-        incident = await self.incident(blow.kind, len(before.images) if blow.rows is None else blow.rows)
+        hit = len(before.images) if blow.rows is None else blow.rows
+        incident = await self.incident(blow.kind, hit, here=blow.here)
         assert incident.restore_point <= ended
         if blow.told:
             assert (incident.role, incident.application_name, incident.pid) == ("postgres", AGENT, pid)
@@ -279,17 +283,18 @@ class Field:
         assert await self.live() <= live - blow.deletes + written
         return incident, engaged
 
-    async def incident(self, kind: str, rows: int) -> Recorded:
-        """The only one that is on record: in the local store, and the same in the remote store."""
+    async def incident(self, kind: str, rows: int, *, here: bool = True) -> Recorded:
+        """The only one that is on record: in the remote store, and, if `here`, the same in the local store."""
         found: list[list[Recorded]] = []
 
-        async def recorded_twice() -> bool:
-            both = [await self.local_incidents(), await self.remote_incidents()]
-            found[:] = both
-            return both[0] == both[1] and [(i.kind, i.rows, i.is_open) for i in both[0]] == [(kind, rows, True)]
+        async def recorded() -> bool:
+            found[:] = [await self.remote_incidents(), *([await self.local_incidents()] if here else [])]
+            return all([(i.kind, i.rows, i.is_open) for i in side] == [(kind, rows, True)] for side in found) and (
+                found[0] == found[-1]
+            )
 
         try:
-            await until(recorded_twice, what=f"one incident {kind} of {rows} rows in both stores", seconds=SOON)
+            await until(recorded, what=f"one incident {kind} of {rows} rows on record", seconds=SOON)
         except TimeoutError as error:
             raise AssertionError(f"{error}: {found}") from None
         return found[0][0]
@@ -317,7 +322,10 @@ class Field:
         begun = time.monotonic()
         answer = await recover(self.stores, *before, *arguments)
         assert (answer.status, answer.report.get("complete")) == (0, True), answer
-        return Recovery(answer.report, await self.compared(), time.monotonic() - begun)
+        recovery = Recovery(answer.report, await self.compared(), time.monotonic() - begun)
+        if incident:
+            assert await self.incident(incident.kind, incident.rows) == incident
+        return recovery
 
     async def compared(self) -> Comparison:
         """Both stores beside what was acknowledged: every row with every column, the table's shape, the context."""
@@ -345,7 +353,7 @@ class Field:
             session = UUID(f"{number:x}".rjust(32, "a"))
             await client.execute(OPEN_SESSION, session, ("shop", "blog")[number % 2], f"field {number}")
         await client.execute(FILL, self.rows, timeout=LONG)
-        await client.execute(REFER, self.rows - 1)
+        await client.execute(REFER, self.rows - DELETES * DELETED_AT_ONCE - 1)
         self.keep((await held(client)).images)
         await client.execute(EARLIER, A_WHILE)
         changed = [uid(number) for number in range(1, self.rows + 1, CHANGED_EVERY)]
@@ -404,7 +412,7 @@ async def held(client: Client) -> Held:
         context = set[str]()
     else:
         context = {r[0] for r in await client.fetch(CONTEXT)}
-    return Held(images, sorted(r[0] for r in await client.fetch(SHAPE)), context)
+    return Held(images, sorted(_plain(r[0]) for r in await client.fetch(SHAPE)), context)
 
 
 async def images_here(field: Field) -> dict[str, dict[str, Any]]:
@@ -430,6 +438,11 @@ async def command(stores: Stores, *arguments: str) -> Answer:
         )
     said = ended.stderr.decode("utf-8", "replace")
     return Answer(ended.returncode, json.loads(ended.stdout or "{}"), said)
+
+
+def _plain(part: str) -> str:
+    """Without casts and brackets, which PostgreSQL writes in another way once it has read what it wrote."""
+    return re.sub(r"::[a-z ]+(\[\])?|[()]", "", part)
 
 
 def _recorded(node: dict[str, Any]) -> Recorded:

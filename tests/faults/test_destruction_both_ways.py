@@ -17,7 +17,8 @@ from tests.services.waiting import until
 NEIGHBOURS_ROWS = 50
 WRITE = """
 INSERT INTO memories (id, content, source_project)
-SELECT lpad(to_hex(i), 32, 'b')::uuid, 'the neighbour''s ' || i, 'elsewhere' FROM generate_series(1, $1::integer) AS i
+SELECT ('b' || lpad(to_hex(i), 31, '0'))::uuid, 'the neighbour''s ' || i, 'elsewhere'
+FROM generate_series(1, $1::integer) AS i
 """
 OF_NEIGHBOUR = "MATCH (m:Memory {source_project: 'elsewhere'}) WHERE m.deleted_at IS NULL RETURN count(m)"
 EMPTYINGS = {
@@ -26,6 +27,7 @@ EMPTYINGS = {
         "DROP SCHEMA public CASCADE; DROP SCHEMA dionysus_sync CASCADE; CREATE SCHEMA public",
         "table_missing",
         told=False,
+        here=False,
         last_words=False,
     ),
 }

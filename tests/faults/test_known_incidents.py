@@ -34,7 +34,7 @@ PUSHED_SCHEMA = (
 )
 FABRICATED = """
 INSERT INTO "memories" ("id", "content", "memory_type", "source_project")
-SELECT lpad(to_hex(i), 32, 'd')::uuid, 'John Doe ' || i || ' prefers dark mode.', 'semantic', 'shop'
+SELECT ('d' || lpad(to_hex(i), 31, '0'))::uuid, 'John Doe ' || i || ' prefers dark mode.', 'semantic', 'shop'
 FROM generate_series(1, $1::integer) AS i
 """
 
