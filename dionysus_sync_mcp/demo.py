@@ -30,6 +30,7 @@ from dionysus_sync_mcp.domain.text import clause
 from dionysus_sync_mcp.embedded.home import Home
 from dionysus_sync_mcp.embedded.processes import Process, this_process
 from dionysus_sync_mcp.embedded.services import Lease, Progress, acquire, default_home, down
+from dionysus_sync_mcp.engine.tasks import first_error
 from dionysus_sync_mcp.settings import Settings
 
 MEMORIES = 3000
@@ -113,7 +114,10 @@ class _Demo:
 
     async def sync(self) -> str:
         """Wait until every change is in the remote store."""
-        report = await self._call("sync_now", timeout_seconds=120, wait_for_vectors=False)
+        report = await self._call("sync_now", timeout_seconds=120)
+        with anyio.move_on_after(PATIENCE_SECONDS):  # a store that was just started may answer its first question late
+            while report["result"] == "queued":
+                report = await self._call("sync_now", timeout_seconds=120)
         _expect(report["result"] == "success" and report["remaining"] == 0, f"sync_now: {report['next_step']}")
         return f"{report['result']}, nothing left in the queue"
 
@@ -211,9 +215,10 @@ async def run(settings: Settings, console: Console, progress: Bars) -> DemoRepor
     async with _servers(folder, settings, progress) as (home, lease):
         database = await asyncpg.connect(lease.database_url)
         try:
-            async with Client(_server(home, settings)) as client:
-                demo = _Demo(database, client)
-                await _tell(story, demo)
+            with first_error():  # the client's own tasks would put a failed step into a group
+                async with Client(_server(home, settings)) as client:
+                    demo = _Demo(database, client)
+                    await _tell(story, demo)
         finally:
             await database.close()
     console.print(story.table())

@@ -49,13 +49,13 @@ class Writer(Part):
         return [name for name in SCHEMA if name not in present]
 
     async def _make(self, name: str) -> None:
-        """Create one of them, which somebody else may be doing too."""
+        """Create one of them, which somebody else may be doing too, or a try before this one that was cut off."""
         try:
             await self._create(name)
-        except RemoteDamaged:
+        except (RemoteDamaged, Refused) as error:
             if name not in await self._missing():
                 return
-            if name != "store_id_unique":
+            if name != "store_id_unique" or isinstance(error, Refused):
                 raise
             await self._connection.write([Call("merge_stores", {})], SCHEMA_SECONDS)
             await self._create(name)
