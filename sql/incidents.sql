@@ -294,6 +294,12 @@ SELECT seq, kind::text AS kind, at, until, row_count, memory_ids::text[] AS memo
        role, application_name, client_address, pid, statement, judged_at IS NOT NULL AS judged
 FROM dionysus_sync.observations WHERE kind IN ('delete', 'update') AND at BETWEEN $1 AND $2 ORDER BY at, seq
 
+-- observed_rows --
+-- $1 and $2: how many rows were deleted, and how many changed, in this span; one that was twice counts twice.
+SELECT coalesce(sum(row_count) FILTER (WHERE kind = 'delete'), 0)::bigint AS deleted,
+       coalesce(sum(row_count) FILTER (WHERE kind = 'update'), 0)::bigint AS updated
+FROM dionysus_sync.observations WHERE kind IN ('delete', 'update') AND at BETWEEN $1 AND $2
+
 -- live_ids --
 -- $1 ids: those that are in the table.
 SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[])

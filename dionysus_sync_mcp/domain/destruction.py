@@ -158,6 +158,13 @@ class Evidence:
     known: Sequence[Incident] = ()
 
 
+class Rows(NamedTuple):
+    """How many rows statements have hit; one that was hit twice counts twice."""
+
+    deleted: int
+    updated: int
+
+
 class Questions(NamedTuple):
     """What has to be asked of the table before observations can be judged; nothing, as a rule."""
 
@@ -189,6 +196,15 @@ _SAYS_MORE: Mapping[IncidentKind, int] = {
 def incident_id(store: str, key: str) -> str:
     """The id of the event `key` of a local store: the same in every process, and on both sides."""
     return str(uuid5(UUID(store), key))
+
+
+def could_be_burst(rows: Rows, thresholds: Thresholds, population: int = 0) -> bool:
+    """Whether statements that hit so many rows have to be looked at one by one.
+
+    Args:
+        population: Memories in the table a moment ago, 0 where that is not known.
+    """
+    return rows.deleted > thresholds.deletes or rows.updated >= _too_many(thresholds, population)
 
 
 def questions(

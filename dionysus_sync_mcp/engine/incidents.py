@@ -22,6 +22,7 @@ from dionysus_sync_mcp.domain.destruction import (
     Sight,
     Thresholds,
     compare,
+    could_be_burst,
     database_missing,
     details_of,
     is_loss,
@@ -230,10 +231,13 @@ class Detector:
     async def _judge(self, new: Sequence[Observation]) -> None:
         store = (await self._identify()).id
         span = timedelta(seconds=self._thresholds.seconds)
-        around = await self._observing.between(min(o.at for o in new) - span, max(o.at for o in new) + span)
-        seqs = {o.seq for o in new}
-        due = [o for o in around if o.judged or o.seq in seqs]
+        first, last = min(o.at for o in new) - span, max(o.at for o in new) + span
         lately = self._population_lately()
+        rows = await self._observing.rows_between(first, last)
+        crowded = could_be_burst(rows, self._thresholds, lately)
+        seqs = {o.seq for o in new}
+        around = await self._observing.between(first, last) if crowded else []
+        due = [o for o in around if o.judged or o.seq in seqs]
         asked = questions(new, due, self._thresholds, lately)
         evidence = Evidence(
             new=new,

@@ -16,10 +16,12 @@ from dionysus_sync_mcp.domain.destruction import (
     Incident,
     Observation,
     ObservationKind,
+    Rows,
     Sight,
     Thresholds,
     Who,
     compare,
+    could_be_burst,
     database_missing,
     details_of,
     incident_id,
@@ -238,6 +240,14 @@ def test_nothing_is_asked_where_no_answer_matters() -> None:
     many = [seen(1, "delete", 0, range(11)), seen(2, "update", 0, range(5))]
     assert questions(many, many, LIMITS) == (frozenset(map(str, range(11))), True)
     assert questions(many[:1], many, LIMITS).population is False
+
+
+def test_few_rows_are_no_burst() -> None:
+    """They need not be looked at one by one; where they could be one, they are."""
+    assert not could_be_burst(Rows(10, 4), LIMITS)
+    assert could_be_burst(Rows(11, 0), LIMITS)
+    assert could_be_burst(Rows(0, 5), LIMITS)
+    assert [could_be_burst(Rows(0, rows), LIMITS, 100) for rows in (50, 51)] == [False, True]
 
 
 def test_an_emptied_table_is_an_incident_by_itself() -> None:

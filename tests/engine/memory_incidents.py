@@ -9,6 +9,7 @@ from dionysus_sync_mcp.domain.destruction import (
     Incident,
     Observation,
     ObservationKind,
+    Rows,
     Sight,
     Who,
     details_of,
@@ -227,6 +228,11 @@ class MemoryObserving:
         """By time."""
         found = [o for o in self.observations if first <= o.at <= last and o.kind in ("delete", "update")]
         return [o._replace(judged=o.seq in self.book.judged) for o in found]
+
+    async def rows_between(self, first: datetime, last: datetime) -> Rows:
+        """Of the same."""
+        found = await self.between(first, last)
+        return Rows(*(sum(o.rows for o in found if o.kind == kind) for kind in ("delete", "update")))
 
     async def live(self, memory_ids: Sequence[str]) -> frozenset[str]:
         """Counts how often it is asked."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
-from dionysus_sync_mcp.domain.destruction import MOST_COUNTED, Observation, Sight, Who
+from dionysus_sync_mcp.domain.destruction import MOST_COUNTED, Observation, Rows, Sight, Who
 from dionysus_sync_mcp.domain.errors import SchemaMismatch, Unavailable
 from dionysus_sync_mcp.domain.memory import SYNC_COLUMNS
 
@@ -41,6 +41,12 @@ class PostgresObserving:
         async with self._database.connection(patience=LONG_PATIENCE) as connection:
             records = await connection.fetch(self._database.sql["observed_between"], first, last)
         return [_observation(r) for r in records]
+
+    async def rows_between(self, first: datetime, last: datetime) -> Rows:
+        """See `Observing.rows_between`."""
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
+            found = await connection.fetchrow(self._database.sql["observed_rows"], first, last)
+        return Rows(found["deleted"], found["updated"]) if found else Rows(0, 0)
 
     async def live(self, memory_ids: Sequence[str]) -> frozenset[str]:
         """See `Observing.live`; none where there is no table."""

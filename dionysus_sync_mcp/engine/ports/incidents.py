@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from dionysus_sync_mcp.domain.destruction import Incident, Observation, Sight
+from dionysus_sync_mcp.domain.destruction import Incident, Observation, Rows, Sight
 
 
 class Observing(Protocol):
@@ -16,6 +16,10 @@ class Observing(Protocol):
 
     async def between(self, first: datetime, last: datetime) -> list[Observation]:
         """Deletes and updates with `at` in this span, both ends included, judged or not, by `at`."""
+        ...
+
+    async def rows_between(self, first: datetime, last: datetime) -> Rows:
+        """What deletes and updates with `at` in this span, both ends included, have hit; cheaper than `between`."""
         ...
 
     async def live(self, memory_ids: Sequence[str]) -> frozenset[str]:
