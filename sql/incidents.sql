@@ -118,7 +118,7 @@ BEGIN
     LOOP
         PERFORM dionysus_sync.observe(
             'drop', began, coalesce((noted -> gone.objid::text ->> 'rows')::bigint, 0), '{}', gone.objid,
-            coalesce('the schema ' || gone.place || ' with ', '') || 'the table ' || gone.name);
+            coalesce('schema ' || gone.place || ' dropped with table ' || gone.name, 'table ' || gone.name || ' dropped'));
     END LOOP;
     FOR gone IN
         SELECT dropped.objid,
@@ -129,22 +129,20 @@ BEGIN
     LOOP
         PERFORM dionysus_sync.observe('alter', began, dionysus_sync.rows_of(gone.objid), '{}', gone.objid, gone.said);
     END LOOP;
-    FOR gone IN
-        SELECT its_table.oid AS objid,
-               format('trigger %s dropped', string_agg(dropped.address_names[3], ', ' ORDER BY dropped.address_names[3])) AS said
+    SELECT string_agg(part.name, ', ' ORDER BY part.name) INTO parts FROM (
+        SELECT array_to_string(dropped.address_names[2:], '.') AS name
+        FROM pg_event_trigger_dropped_objects() AS dropped
+        WHERE dropped.object_type IN ('table', 'function', 'table column') AND dropped.address_names[1] = 'dionysus_sync'
+        UNION ALL
+        -- Not those that went with their tables.
+        SELECT 'trigger ' || dropped.address_names[3]
         FROM pg_event_trigger_dropped_objects() AS dropped
             JOIN pg_namespace AS place ON place.nspname = dropped.address_names[1]
             JOIN pg_class AS its_table ON its_table.relnamespace = place.oid AND its_table.relname = dropped.address_names[2]
         WHERE dropped.object_type = 'trigger' AND dropped.address_names[3] ~ '^(zz_)?dionysus_' AND NOT dropped.is_temporary
-        GROUP BY its_table.oid
-    LOOP
-        PERFORM dionysus_sync.observe('alter', began, 0, '{}', gone.objid, gone.said);
-    END LOOP;
-    SELECT string_agg(array_to_string(dropped.address_names[2:], '.'), ', ' ORDER BY dropped.address_names) INTO parts
-    FROM pg_event_trigger_dropped_objects() AS dropped
-    WHERE dropped.address_names[1] = 'dionysus_sync' AND dropped.object_type IN ('table', 'function', 'table column');
+    ) AS part;
     IF parts IS NOT NULL THEN
-        PERFORM dionysus_sync.observe('drop', began, 0, '{}', NULL, parts || ' of the bookkeeping');
+        PERFORM dionysus_sync.observe('drop', began, 0, '{}', NULL, parts || ' of the bookkeeping dropped');
     END IF;
 EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;

@@ -289,24 +289,25 @@ async def test_rows_that_were_not_captured_are_saved_before_they_go(undone: Clie
 
 
 DROPS = {
-    "DROP TABLE memories": [("drop", 3, "the table memories")],
-    "DROP TABLE memories CASCADE": [("drop", 3, "the table memories")],
-    "DROP SCHEMA public CASCADE": [("drop", 3, "the schema public with the table memories")],
-    "DO 'BEGIN DROP SCHEMA public CASCADE; END'": [("drop", 3, "the schema public with the table memories")],
-    "SET session_replication_role = replica; DROP TABLE memories": [("drop", 3, "the table memories")],
-    "DROP TABLE dionysus_sync.sync_queue": [("drop", 0, "sync_queue of the bookkeeping")],
-    "ALTER TABLE dionysus_sync.sync_queue DROP COLUMN payload": [("drop", 0, "sync_queue.payload of the bookkeeping")],
-    "DROP FUNCTION dionysus_sync.before_truncate CASCADE": [
-        ("alter", 0, "trigger dionysus_truncate dropped"),
-        ("drop", 0, "before_truncate of the bookkeeping"),
+    "DROP TABLE memories": [("drop", 3, "table memories dropped")],
+    "DROP TABLE memories CASCADE": [("drop", 3, "table memories dropped")],
+    "DROP SCHEMA public CASCADE": [("drop", 3, "schema public dropped with table memories")],
+    "DO 'BEGIN DROP SCHEMA public CASCADE; END'": [("drop", 3, "schema public dropped with table memories")],
+    "SET session_replication_role = replica; DROP TABLE memories": [("drop", 3, "table memories dropped")],
+    "DROP TABLE dionysus_sync.sync_queue": [("drop", 0, "sync_queue of the bookkeeping dropped")],
+    "ALTER TABLE dionysus_sync.sync_queue DROP COLUMN payload": [
+        ("drop", 0, "sync_queue.payload of the bookkeeping dropped")
     ],
-    "DROP TRIGGER dionysus_truncate ON memories": [("alter", 0, "trigger dionysus_truncate dropped")],
+    "DROP FUNCTION dionysus_sync.before_truncate CASCADE": [
+        ("drop", 0, "before_truncate, trigger dionysus_truncate of the bookkeeping dropped")
+    ],
+    "DROP TRIGGER dionysus_truncate ON memories": [("drop", 0, "trigger dionysus_truncate of the bookkeeping dropped")],
     "CREATE TYPE mood AS ENUM ('calm'); ALTER TABLE memories ADD COLUMN moods mood[]; DROP TYPE mood CASCADE": [
         ("alter", 3, "column moods dropped")
     ],
     "ALTER TABLE memories RENAME TO old; CREATE TABLE memories (); DROP TABLE old": [
         ("alter", 3, "table memories renamed to public.old"),
-        ("drop", 3, "the table old"),
+        ("drop", 3, "table old dropped"),
     ],
     "CREATE TABLE memories_of_mine (); DROP TABLE memories_of_mine": [],
     "CREATE TEMPORARY TABLE memories (id uuid); DROP TABLE pg_temp.memories": [],
@@ -444,7 +445,7 @@ async def test_a_table_that_is_locked_is_dropped_without_its_number_of_rows(
         with pytest.raises(asyncpg.LockNotAvailableError):
             await client.execute("DROP TABLE memories")
         await another.execute("DROP TABLE memories; COMMIT")
-    assert await observed(client) == [("drop", 2, "the table memories")]
+    assert await observed(client) == [("drop", 2, "table memories dropped")]
 
 
 async def test_our_own_ddl_is_not_observed(client: Client, database: Database) -> None:
@@ -480,7 +481,7 @@ async def test_event_triggers_are_put_back(client: Client, database: Database, s
     assert (await seeing.sight(0)).event_triggers
     assert await client.fetchval("SELECT count(*) FROM dionysus_sync.comparison_due") == 0
     await client.execute("DELETE FROM dionysus_sync.observations; DROP TABLE memories")
-    assert await observed(client) == [("drop", 0, "the table memories")]
+    assert await observed(client) == [("drop", 0, "table memories dropped")]
 
 
 @asynccontextmanager
