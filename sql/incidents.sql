@@ -305,7 +305,8 @@ SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[])
 -- look_at_catalogue --
 -- $1 schema, $2 our columns, $3 our triggers: what stands at the name memories there, and which parts of the bookkeeping can be read. By the transaction's
 -- snapshot, as the rows are: what a look-up by name finds may be newer.
-SELECT clock_timestamp() AS seen_at, here.oid::bigint AS table_oid, here.relfilenode::bigint AS file,
+SELECT clock_timestamp() AS seen_at, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database_oid,
+       here.oid::bigint AS table_oid, here.relfilenode::bigint AS file,
        ARRAY(SELECT a.attname || ' ' || format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
              WHERE a.attrelid = here.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL ($2::text[])
              ORDER BY a.attname) AS columns,

@@ -123,6 +123,7 @@ class Sight:
         gone: Rows that observations after the `last_seq` of the look before account for.
         whole: Whether all of the bookkeeping is there, such as the queue.
         recovering: Whether a recovery was under way: what it makes anew was not put there by somebody else.
+        database: Its oid: a dump that was restored holds looks at the database that it was made of.
     """
 
     seen_at: datetime
@@ -136,6 +137,7 @@ class Sight:
     gone: int = 0
     whole: bool = True
     recovering: bool = False
+    database: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,6 +513,8 @@ def compare(
     watch = _Watch(before, now, before.store, [i for i in known if i.store == before.store])
     if now.store != before.store:
         return [watch.store_lost()]
+    if None not in (before.database, now.database) and before.database != now.database:
+        return []
     found = [*watch.bookkeeping_lost()]
     if before.table is None:
         return found

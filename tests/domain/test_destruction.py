@@ -386,10 +386,11 @@ def sight(
     gone: int = 0,
     whole: bool = True,
     recovering: bool = False,
+    database: int | None = 5,
 ) -> Sight:
     """A look at a store that is well, but for what is said."""
     return Sight(
-        at(seconds), store, table, columns, triggers, event_triggers, rows, 1, gone, whole=whole, recovering=recovering
+        at(seconds), store, table, columns, triggers, event_triggers, rows, 1, gone, whole, recovering, database
     )
 
 
@@ -442,13 +443,14 @@ def test_what_looks_find(now: Sight, kind: str, key: str, rows: int) -> None:
         (BEFORE, sight(2, table=2, rows=0, recovering=True)),
         (BEFORE, sight(2, columns=("content text",), recovering=True)),
         (replace(BEFORE, rows=None), sight(2, rows=MOST_COUNTED - 10)),
+        (BEFORE, sight(2, database=6, table=2, rows=10, columns=("content text",))),
     ],
     ids=[
         "the first look ever", "the first look, at nothing", "nothing has changed", "10 rows went", "all went as told",
         "5 more than told went", "rows came", "more came than are counted", "a column was added",
         "an upgrade added triggers", "an upgrade removed a trigger", "the database tells of alterations itself",
         "a table was made where there was none", "a store was made", "a recovery made the table anew",
-        "a recovery changes columns", "hardly less than are counted",
+        "a recovery changes columns", "hardly less than are counted", "a dump was restored into another database",
     ],
 )  # fmt: skip
 def test_no_false_alarm(before: Sight | None, now: Sight) -> None:

@@ -109,6 +109,7 @@ class PostgresObserving:
                 gone=gone,
                 whole=bool(await connection.fetchval(sql["bookkeeping_whole"])),
                 recovering=bool(await connection.fetchval(sql["recovery_under_way"])),
+                database=found["database_oid"],
             )
 
     async def _look_at_observations(
