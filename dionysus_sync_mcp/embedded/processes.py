@@ -9,7 +9,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict
 
 POLL_SECONDS = 0.02
-_STATE, _START = 0, 19  # places in /proc/PID/stat, counted after the program's name: proc_pid_stat(5)
+_STATE, _THREADS, _START = 0, 17, 19  # places in /proc/PID/stat, counted after the program's name: proc_pid_stat(5)
 
 
 class Process(BaseModel):
@@ -22,7 +22,10 @@ class Process(BaseModel):
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs; one that ended and was not collected by its parent does not."""
+        """Whether this very process still runs; one that ended and was not collected by its parent does not.
+
+        One that is killed runs until the last of its threads is gone: until then it listens on its ports.
+        """
         return _start_of(self.pid) == self.start
 
 
@@ -92,7 +95,8 @@ def _start_of(pid: int) -> str | None:
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
-    return None if fields[_STATE] in "ZX" else f"{_boot()}-{fields[_START]}"
+    has_ended = fields[_STATE] == "X" or (fields[_STATE] == "Z" and int(fields[_THREADS]) <= 1)
+    return None if has_ended else f"{_boot()}-{fields[_START]}"
 
 
 def _boot() -> str:

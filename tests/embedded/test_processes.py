@@ -4,14 +4,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import anyio
+import psutil
+import pytest
 
 from dionysus_sync_mcp.embedded.processes import Process, end, find, process, this_process
 
 STUBBORN = (
     "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); sys.stdin.read()"
 )
+
+# Its first thread has ended, as that of a killed process does before the others have let go of what they share.
+WITHOUT_ITS_FIRST_THREAD = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print("on", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
 
 
 def test_a_process_is_known_by_its_start_too() -> None:
@@ -31,6 +43,24 @@ def test_a_process_that_ended_is_not_alive_before_it_is_collected() -> None:
         child.stdin.close()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert not seen.alive
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells of threads that are left")
+def test_a_process_is_alive_until_its_last_thread_is_gone() -> None:
+    """Until then it holds its ports, whatever became of the first one."""
+    command = [sys.executable, "-c", WITHOUT_ITS_FIRST_THREAD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        seen, deadline = psutil.Process(child.pid), time.monotonic() + 10
+        while seen.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert seen.status() == psutil.STATUS_ZOMBIE
+        assert process(child.pid).alive
+        ending = process(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not ending.alive
 
 
 async def test_a_process_that_ignores_the_first_signal_gets_the_next() -> None:
