@@ -55,6 +55,16 @@ class Field:
         self.random = chance
         self.programs: Sequence[Program] = ()
 
+    @property
+    def servers(self) -> tuple[OwnServer, OwnServer]:
+        """Both."""
+        return self.postgres, self.neo4j
+
+    async def heal(self) -> None:
+        """Both can be reached, also after a fault that ended before its end."""
+        for proxy in (self.local, self.remote):
+            await proxy.heal()
+
     async def do(self, mishap: "Mishap", programs: Sequence[Program], load: Load) -> bool:
         """Do a fault, and end it; whether it took hold."""
         self.programs = programs

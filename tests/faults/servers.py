@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -28,7 +28,12 @@ from tests.services.embedded import _fetching_alone
 
 GONE_SECONDS = 20.0
 FIRST_PASSWORD = "neo4j"  # noqa: S105 - the one that every new Neo4j has
+LOG_LENGTH = 2000
 Own = TypeVar("Own", bound="OwnServer")
+
+
+class HarnessError(Exception):
+    """A server of the tests' own was not brought back as it was: this says nothing about the program."""
 
 
 class OwnServer:
@@ -42,6 +47,13 @@ class OwnServer:
         self.url = url
         self._server = server
         self._process: Process | None = None
+        self._found_at = ""
+
+    @property
+    def log(self) -> str:
+        """The end of what the server has written."""
+        file = self._server.folder / "server.log"
+        return file.read_text(encoding="utf-8", errors="replace")[-LOG_LENGTH:] if file.exists() else ""
 
     @property
     def pid(self) -> int:
@@ -62,7 +74,7 @@ class OwnServer:
         if self.running:
             return
         started = await self._server.start(_quiet)
-        self._process = started.process
+        self._process, self._found_at = started.process, started.url
         self.url = self.url or started.url
 
     async def stop(self) -> None:
@@ -136,6 +148,19 @@ class OwnNeo4j(OwnServer):
     def __init__(self, server: Neo4jServer, auth: tuple[str, str] | None) -> None:
         super().__init__(server)
         self.auth = auth
+
+    async def start(self) -> None:
+        """As every server.
+
+        Raises:
+            HarnessError: It is somewhere else now, where nobody looks for it.
+        """
+        await super().start()
+        if self._found_at == self.url:
+            return
+        await self.stop()
+        (self._server.folder / "port").write_text(f"{urlsplit(self.url).port}\n", encoding="ascii")
+        raise HarnessError(f"Neo4j came back as {self._found_at}, since somebody else had the port of {self.url}")
 
     async def set_password(self, password: str) -> None:
         """Replace the password, of a server that asks for one."""

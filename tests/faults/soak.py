@@ -1,7 +1,8 @@
 """`python -m tests.faults.soak [MINUTES]`: load, and each minute a random fault, after which both stores are compared.
 
 Two MCP servers and a worker run as processes on servers of their own, behind proxies. A round in which the fault did
-not take hold is void, neither passed nor failed. Ends with 1 if anything was lost or wrong.
+not take hold is void, neither passed nor failed; one in which a server of the soak's own did not come back is broken,
+which says nothing about the program. Ends with 1 if anything was lost or wrong.
 """
 
 import json
@@ -20,16 +21,17 @@ from tempfile import TemporaryDirectory
 import anyio
 import psutil
 
+from dionysus_sync_mcp.domain.errors import EmbeddedError
 from dionysus_sync_mcp.embedded.home import Home
 from dionysus_sync_mcp.engine.tasks import first_error
 from tests.benchmarks.machine import machine
 from tests.faults.load import Load
 from tests.faults.mishaps import MISHAPS, Field, Mishap
-from tests.faults.oracle import Comparison, Oracle, open_oracle
+from tests.faults.oracle import AWAY, Comparison, Oracle, open_oracle
 from tests.faults.program import Program, Stores, drained, mcp_server, run, worker
 from tests.faults.proxy import open_proxy
 from tests.faults.results import markdown
-from tests.faults.servers import own_neo4j, own_postgres
+from tests.faults.servers import HarnessError, own_neo4j, own_postgres
 from tests.integration.stores import plain_client
 from tests.services import postgres
 from tests.services.cache import cache_folder
@@ -49,7 +51,7 @@ class Round:
     """What one round came to.
 
     Attributes:
-        outcome: passed, failed or void.
+        outcome: passed, failed, void or broken.
         seconds: From the pause of the load until the queue is empty and both stores are as the oracle says.
         memory: Of each program, in MB.
         files: Open files and connections of each program.
@@ -129,15 +131,17 @@ class Soak:
         begun, mishap = time.monotonic(), self._drawn()
         self._load.resume()
         await anyio.sleep(LOAD_SECONDS)
-        engaged = await self._field.do(mishap, self._fleet.programs, self._load)
+        outcome = await self._done(mishap)
         await self._fleet.complete()
         over = time.monotonic()
         await anyio.sleep(max(0.0, ROUND_SECONDS - (over - begun) - LOAD_SECONDS))
         await self._load.pause()
+        if await self._brought_back():
+            outcome = "broken"
         paused = time.monotonic()
         compared = await self._until_whole(mishap)
         seconds = time.monotonic() - paused
-        outcome = "failed" if not compared.whole else "passed" if engaged else "void"
+        outcome = outcome if compared.whole else "failed"
         seen = [psutil.Process(program.pid) for program in self._fleet.programs]
         memory = [one.memory_info().rss // MEGABYTE for one in seen]
         made = Round(mishap.name, outcome, compared, seconds, memory, [one.num_fds() for one in seen])
@@ -145,18 +149,57 @@ class Soak:
         say(line_of(len(self.rounds), made))
         if outcome == "failed":
             say("\n".join(f"      {program.pid}: {program.log[-2000:]}" for program in self._fleet.programs))
+            say("\n".join(f"      {server.url}: {server.log}" for server in self._field.servers))
+
+    async def _done(self, mishap: Mishap) -> str:
+        """Do it: passed, as far as it goes, or failed, void or broken."""
+        try:
+            return "passed" if await self._field.do(mishap, self._fleet.programs, self._load) else "void"
+        except (HarnessError, EmbeddedError) as error:
+            say(f"      the soak, not the program: {error}")
+            return "broken"
+        except AWAY as error:
+            say(f"      {mishap.name}: {error}")
+            return "failed"
+        finally:
+            await self._field.heal()
+            self._load.resume()
+
+    async def _brought_back(self) -> bool:
+        """Start the servers that do not run, of which each should; whether there was one.
+
+        Raises:
+            HarnessError, EmbeddedError: One of them does not start.
+        """
+        gone = [server for server in self._field.servers if not server.running]
+        for server in gone:
+            say(f"      the soak, not the program: {server.url} did not run any more: {server.log}")
+            await server.start()
+        return bool(gone)
 
     async def _until_whole(self, mishap: Mishap) -> Comparison:
         try:
             await drained(self._field.stores.database_url, WHOLE_SECONDS)
-        except TimeoutError:
-            return await self._field.oracle.compare()
-        if mishap.to_repair:
-            ended = await run(self._field.stores, "verify", "--repair", "--yes", "--json", seconds=WHOLE_SECONDS)
-            if ended.status:
-                say(f"      verify --repair: {ended.output[-300:]}")
-            await drained(self._field.stores.database_url, WHOLE_SECONDS)
+            if mishap.to_repair:
+                await self._repair()
+        except TimeoutError as error:
+            say(f"      {error}")
+            return await self._look()
         return (await self._field.oracle.until_whole(WHOLE_SECONDS))[0]
+
+    async def _repair(self) -> None:
+        ended = await run(self._field.stores, "verify", "--repair", "--yes", "--json", seconds=WHOLE_SECONDS)
+        if ended.status:
+            say(f"      verify --repair: {ended.output[-300:]}")
+        await drained(self._field.stores.database_url, WHOLE_SECONDS)
+
+    async def _look(self) -> Comparison:
+        """A store that cannot be looked at may have lost anything."""
+        oracle = self._field.oracle
+        try:
+            return await oracle.compare()
+        except AWAY as error:
+            return Comparison(oracle.rows_written, lost=[f"no look was possible: {error}"])
 
     def _drawn(self) -> Mishap:
         """Each fault once, in a random order, before any comes again."""
@@ -167,6 +210,14 @@ class Soak:
 
 async def drill(field: Field) -> bool:
     """Whether a recovery into an empty database brings what the oracle knows."""
+    try:
+        return await _recovered(field)
+    except AWAY as error:
+        say(f"      {error}")
+        return False
+
+
+async def _recovered(field: Field) -> bool:
     async with postgres.template_database(field.postgres.url, postgres.install_local_store) as url:
         scratch = Stores(url, field.stores.neo4j_uri, field.stores.home)
         ended = await run(scratch, "recover", "--yes", "--json", seconds=WHOLE_SECONDS)
@@ -227,6 +278,7 @@ def summed_up(
         "rounds_passed": outcomes.count("passed"),
         "rounds_failed": outcomes.count("failed"),
         "rounds_void": outcomes.count("void"),
+        "rounds_broken": outcomes.count("broken"),
         "different_faults": len({one.fault for one in rounds if one.outcome == "passed"}),
         "rows_written": rows,
         "rows_lost": sum(one.compared.rows_lost for one in rounds),
