@@ -11,10 +11,18 @@ from tests.faults.program import Failpoint, Stores, run
 from tests.services.local_store import running
 
 PUSH = ("sync", "--no-embed")
-# A few steps in `make test`, and every one in `make faults`.
-EVERY = pytest.mark.parametrize(
-    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some steps", "every step"]
-)
+
+
+def at_steps(number: int, of: str) -> pytest.MarkDecorator:
+    """A scenario: a few steps in `make test`, and every one in `make faults`. The results say which of both it was."""
+    some, each = (pytest.mark.scenario(number, f"kill -9 at {which} of {of}") for which in ("some steps", "each step"))
+    return pytest.mark.parametrize(
+        "every",
+        [
+            pytest.param(False, id="some steps", marks=some),
+            pytest.param(True, id="every step", marks=[pytest.mark.slow, each]),
+        ],
+    )
 
 
 async def recorded(stores: Stores, *command: str) -> list[Step]:

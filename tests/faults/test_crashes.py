@@ -6,7 +6,7 @@ The steps are not listed here: a command on record says what there is, so that a
 import pytest
 
 from dionysus_sync_mcp.engine.ports.shared import Scope
-from tests.faults.crashes import EVERY, PUSH, distinct, finished, killed_at, recorded
+from tests.faults.crashes import PUSH, at_steps, distinct, finished, killed_at, recorded
 from tests.faults.failpoints import Step
 from tests.faults.oracle import Oracle
 from tests.faults.plugin import Scenario
@@ -50,9 +50,8 @@ async def write(oracle: Oracle, word: str) -> None:
     await oracle.delete(old)
 
 
-@pytest.mark.scenario(1, "kill -9 at each step of a push before the remote commit")
+@at_steps(1, "a push before the remote commit")
 @pytest.mark.promise("P1")
-@EVERY
 async def test_01_killed_before_the_remote_commit(
     stores: Stores, oracle: Oracle, scenario: Scenario, *, every: bool
 ) -> None:
@@ -66,9 +65,8 @@ async def test_01_killed_before_the_remote_commit(
         scenario.note(engaged=engaged, compared=compared, seconds=seconds)
 
 
-@pytest.mark.scenario(2, "kill -9 at each step of a push after the remote commit")
+@at_steps(2, "a push after the remote commit")
 @pytest.mark.promise("P2")
-@EVERY
 async def test_02_killed_after_the_remote_commit(
     stores: Stores, oracle: Oracle, scenario: Scenario, *, every: bool
 ) -> None:
@@ -83,10 +81,9 @@ async def test_02_killed_after_the_remote_commit(
     assert await graph(stores.neo4j_uri, "MATCH (s:Store) RETURN count(s)") == [1]
 
 
-@pytest.mark.scenario(3, "kill -9 at each step of a recovery")
+@at_steps(3, "a recovery")
 @pytest.mark.promise("P6")
 @pytest.mark.promise("P7")
-@EVERY
 @pytest.mark.parametrize("loss", [pytest.param(LOSS, marks=pytest.mark.slow), LOSS_OF_ALL], ids=["the table", "all"])
 async def test_03_killed_while_recovering(
     stores: Stores, oracle: Oracle, scenario: Scenario, loss: str, *, every: bool

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.contest import CONFLICTS, SHARED, another_store, contest
-from tests.faults.crashes import EVERY, PUSH, distinct, finished, killed_at, recorded
+from tests.faults.crashes import PUSH, at_steps, distinct, finished, killed_at, recorded
 from tests.faults.oracle import Oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import Stores
@@ -26,10 +26,9 @@ GARBLE = "MATCH (m:Memory {id: $id}) SET m.content = 'garbled'"
 FORGET = "MATCH (m:Memory {id: $id}) DETACH DELETE m"
 
 
-@pytest.mark.scenario(2, "kill -9 at each step of an embedding")
+@at_steps(2, "an embedding")
 @pytest.mark.promise("P1")
 @pytest.mark.promise("P2")
-@EVERY
 async def test_02_killed_while_embedding(
     stores: Stores, ollama_url: str, oracle: Oracle, scenario: Scenario, *, every: bool
 ) -> None:
@@ -53,10 +52,9 @@ async def test_02_killed_while_embedding(
         scenario.note(engaged=engaged, compared=compared, seconds=seconds)
 
 
-@pytest.mark.scenario(2, "kill -9 at each step of a push that loses a conflict, so that the winner is pulled")
+@at_steps(2, "a push that loses a conflict, so that the winner is pulled")
 @pytest.mark.promise("P4")
 @pytest.mark.promise("P8")
-@EVERY
 async def test_02_killed_while_pulling(
     stores: Stores, oracle: Oracle, migrated_template: str, scenario: Scenario, *, every: bool
 ) -> None:
@@ -95,10 +93,9 @@ async def two_more(stores: Stores, oracle: Oracle) -> None:
     assert (await finished(stores, oracle))[0].whole
 
 
-@pytest.mark.scenario(37, "kill -9 at each step of a repair of the remote store")
+@at_steps(37, "a repair of the remote store")
 @pytest.mark.promise("P1")
 @pytest.mark.promise("P2")
-@EVERY
 async def test_37_killed_while_repairing(stores: Stores, oracle: Oracle, scenario: Scenario, *, every: bool) -> None:
     """The next repair finds what is left, and after its push a check is clean."""
     steps = SOME_OF_A_REPAIR

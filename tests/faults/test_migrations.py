@@ -10,7 +10,7 @@ import pytest
 
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.statements import load_migrations
-from tests.faults.crashes import EVERY, killed_at, recorded
+from tests.faults.crashes import at_steps, killed_at, recorded
 from tests.faults.oracle import Oracle, open_oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import SOON, Stores, run, worker
@@ -173,12 +173,11 @@ async def shape_after_init(url: str) -> list[str]:
         return await shape(copy)
 
 
-@pytest.mark.scenario(42, "kill -9 at each step of an installation")
+@at_steps(42, "an installation")
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize(
     "old", [pytest.param(None, marks=pytest.mark.slow), RELEASED], ids=["from nothing", "from the release before"]
 )
-@EVERY
 async def test_42_killed_while_migrating(
     plain_template: str, empty_neo4j: str, tmp_path: Path, scenario: Scenario, old: int | None, *, every: bool
 ) -> None:
