@@ -23,9 +23,8 @@ from tests.services.local_store import running
 from tests.services.waiting import until
 
 AT_ONCE = 0.5  # seconds; after these the client kills the server
-# A machine with much else to do lets even a process that ends at once wait for its turn.
+# A machine with much else to do now and then lets even a process that ends at once wait for its turn.
 ATTEMPTS = 5
-TIMES_NOTHING = 5  # 0.02 s each where nothing else is to do
 STEPS = ("before:write_memories", "before:COMMIT(write_memories)", "before:acknowledge")
 FURTHER_STEPS = ("before:claim_entries", "after:COMMIT(write_memories)", "after:acknowledge", "before:COMMIT(stamp)")
 OTHERS = (
@@ -88,14 +87,17 @@ ENDINGS = {
 }
 
 
-# A few of all pairs are in `make test`.
+# A few of all pairs are in `make test`; the results say which of both it was.
 FEW = {
     ("server, SIGTERM", "before:write_memories"),
     ("server, end of stdin", "before:COMMIT(write_memories)"),
     ("worker, SIGINT", "before:COMMIT(write_memories)"),
 }
+HOW = "SIGTERM, SIGINT, SIGHUP or the end of stdin"
+SOME = pytest.mark.scenario(43, f"{HOW} at some steps of a push")
+OTHERS_TOO = [pytest.mark.slow, pytest.mark.scenario(43, f"{HOW}, each at each other step of a push")]
 ENDS = [
-    pytest.param(*pair, marks=() if pair in FEW else pytest.mark.slow)
+    pytest.param(*pair, marks=SOME if pair in FEW else OTHERS_TOO)
     for pair in itertools.product(ENDINGS, (*STEPS, *FURTHER_STEPS))
 ]
 
@@ -157,24 +159,15 @@ async def end_at(
 
 
 async def ends_at_once(times: Callable[[], AsyncIterator[float]]) -> None:
-    """At least one of a few ends must be quick: what waits for something by itself would never be."""
-    taken = []
+    """The first end is quick, or else most of a few are."""
+    taken: list[float] = []
     async for seconds in times():
-        allowed = max(AT_ONCE, TIMES_NOTHING * await nothing())
-        taken.append((seconds, allowed))
-        if seconds < allowed:
+        taken.append(seconds)
+        if taken[0] < AT_ONCE or sum(one < AT_ONCE for one in taken) > ATTEMPTS / 2:
             return
-    raise AssertionError(f"it never ended at once, in seconds and what was allowed: {taken}")
+    raise AssertionError(f"most ends took too long, in seconds: {taken}")
 
 
-async def nothing() -> float:
-    """The seconds that a process takes at the moment that does nothing."""
-    started = time.monotonic()
-    await anyio.run_process([sys.executable, "-I", "-S", "-c", ""])
-    return time.monotonic() - started
-
-
-@pytest.mark.scenario(43, "SIGTERM, SIGINT, SIGHUP or the end of stdin while a push is under way")
 @pytest.mark.promise("P10")
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize(("kind", "step"), ENDS)
