@@ -266,14 +266,6 @@ SELECT (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtf
           AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) = 4 AS present,
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser
 
--- watching_only --
--- Whether the bookkeeping is installed without event triggers, by a role that may not create them.
-SELECT to_regclass('dionysus_sync.schema_migrations') IS NOT NULL
-       AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
-       AND (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
-            WHERE t.evtname IN ('dionysus_before_ddl', 'dionysus_rewrite', 'dionysus_dropped', 'dionysus_altered')
-              AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) < 4
-
 -- unjudged --
 -- $1 how many at most, $2 how many ids in all of them, but for a first one that has more.
 WITH head AS (

@@ -14,9 +14,6 @@ SELECT pg_catalog.set_config('search_path', :'path', true)
 -- own_path --
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)
 
--- server_version --
-SELECT current_setting('server_version')
-
 -- lock_migrations --
 SELECT pg_advisory_xact_lock(7165101844001)
 
@@ -255,14 +252,24 @@ SELECT pg_try_advisory_xact_lock(7165101844002), set_config('idle_in_transaction
        set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true)
 
 -- end_left_behind --
--- $1 backends whose connection this process has given up, $2 its name: they may hold locks that nobody waits for.
+-- $1 backends whose connection this process has given up, as words: for an array the driver would ask what that is, on each
+-- new connection, which takes long where the line is slow. $2 this process's name: they may hold locks that nobody waits for.
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE pid = ANY ($1::integer[]) AND pid <> pg_backend_pid() AND application_name = $2
+WHERE pid = ANY (string_to_array($1, ' ')::integer[]) AND pid <> pg_backend_pid() AND application_name = $2
     AND datname = current_database() AND usename = current_user
 
--- server_process --
--- The process that answers.
-SELECT pg_backend_pid()
+-- greet --
+-- The process that answers, and its version; $1 the process that should. A setting that older servers do not know, and
+-- which would be an error there when connecting, is made only where nobody else gets the process later. `watching_only`:
+-- whether the bookkeeping is installed without event triggers, by a role that may not create them.
+SELECT pg_backend_pid() AS process, current_setting('server_version') AS version,
+       to_regclass('dionysus_sync.schema_migrations') IS NOT NULL
+       AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+       AND (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
+            WHERE t.evtname IN ('dionysus_before_ddl', 'dionysus_rewrite', 'dionysus_dropped', 'dionysus_altered')
+              AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) < 4 AS watching_only,
+       CASE WHEN pg_backend_pid() = $1 AND current_setting('server_version_num')::integer >= 170000
+            THEN set_config('transaction_timeout', '0', false) END AS transaction_timeout
 
 -- no_transaction_timeout --
 SET transaction_timeout = 0

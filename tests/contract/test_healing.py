@@ -312,6 +312,37 @@ async def test_a_slow_statement_is_told_from_a_server_that_is_away(migrated_data
 
 
 @pytest.mark.promise("P9")
+async def test_a_slow_statement_does_not_cost_the_connections_that_are_answered(migrated_database_url: str) -> None:
+    """The server is there; and where the line is slow, connecting anew takes longest of all."""
+    beside: list[int] = []
+
+    async def use(database: Database) -> None:
+        async with database.connection(SOON, SOON) as connection:
+            await connection.execute("SELECT 1")
+            beside.append(connection.pid)
+
+    async with opened(migrated_database_url) as database:
+        async with database.connection(SOON, 2.0) as slow, anyio.create_task_group() as tasks:
+            tasks.start_soon(use, database)
+            with pytest.raises(TimeoutError):
+                await slow.execute(SLEEP)
+        async with database.connection(SOON, SOON) as connection:
+            assert [connection.pid] == beside
+
+
+@pytest.mark.promise("P9")
+async def test_a_connection_is_made_in_few_round_trips(database: Database, postgres_proxy: Proxy) -> None:
+    """At 300 ms each way there is time for eight of them until the server counts as away."""
+    await postgres_proxy.slow(Slowness(latency=0.001))
+    assert (await database.health(SOON)).up
+    looked = postgres_proxy.engaged["slow"]
+    assert looked <= 10, "pieces of data, two for a round trip: for TLS or not, the greeting, and one statement"
+    database._left_behind.add(1)
+    assert await one(database, SOON) == 1
+    assert postgres_proxy.engaged["slow"] - looked <= 20, "and two more statements, and the reset"
+
+
+@pytest.mark.promise("P9")
 async def test_health_tells_the_server_from_a_dead_pool(database: Database, postgres_proxy: Proxy) -> None:
     """It looks over a connection of its own."""
     assert await one(database, SOON) == 1

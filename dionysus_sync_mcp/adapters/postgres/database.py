@@ -11,7 +11,7 @@ import anyio
 import asyncpg
 from asyncpg import exceptions as pg
 
-from dionysus_sync_mcp.adapters.postgres.line import CHECK, WHERE, Line
+from dionysus_sync_mcp.adapters.postgres.line import CHECK, WHERE, Line, Pulse
 from dionysus_sync_mcp.domain.errors import (
     AccessRefused,
     DatabaseMissing,
@@ -36,7 +36,8 @@ Connection = Line
 PATIENCE = 5.0
 # One that reads or writes pages, or changes the schema.
 LONG_PATIENCE = 60.0
-RELEASE_SECONDS = 1.0
+# Of a reset, which is one round trip: where those take long, a connection is worth even more.
+RELEASE_SECONDS = 3.0
 # Shorter than any patience: a row that somebody holds is no reason to give up a connection.
 LOCK_SECONDS = 4
 TRANSACTION_TIMEOUT_SINCE = 17
@@ -169,10 +170,13 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = anyio.Lock()
         self._left_behind: set[int] = set()
+        self._pulse = Pulse()
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None, patience: float = PATIENCE) -> AsyncIterator[Connection]:
-        """A connection out of the pool. One that hangs or breaks takes all others out of the pool with it.
+        """A connection out of the pool.
+
+        One that breaks takes all others out of the pool with it, and so does one that hangs while none is answered.
 
         Args:
             timeout: Seconds until there has to be one (default: the connect time-out).
@@ -183,7 +187,7 @@ class Database:
         """
         with our_errors():
             raw, pool = await self._connected(timeout or self._connect_timeout)
-            line = Line(raw, patience)
+            line = Line(raw, patience, self._pulse)
             try:
                 yield line
             except TimeoutError as error:
@@ -230,7 +234,7 @@ class Database:
                     max_size=6,
                     timeout=self._connect_timeout,
                     server_settings=self._settings(),
-                    init=self._override,
+                    init=self._greet,
                     reset=self._reset,
                 )
             return self._pool
@@ -241,10 +245,7 @@ class Database:
         with _readable():
             connection = await asyncpg.connect(url, timeout=timeout, server_settings=self._settings())
         try:
-            await self._check_that_it_is_direct(connection)
-            version: str = await connection.fetchval(self.sql["server_version"])
-            watching_only: bool = await connection.fetchval(self.sql["watching_only"])
-            await connection.close()
+            version, watching_only = await self._greeted(connection)
         finally:
             connection.terminate()
         return version, (WATCHING_ONLY,) if watching_only else ()
@@ -266,47 +267,54 @@ class Database:
 
     async def _end_left_behind(self, pool: "asyncpg.Pool[asyncpg.Record]", raw: "Driven") -> None:
         """The server may not know that a connection is lost, and keep its transaction, and the push lock, for hours."""
-        pids = sorted(self._left_behind)
-        line = Line(raw, PATIENCE)
+        pids, self._left_behind = sorted(self._left_behind), set()
+        line = Line(raw, PATIENCE, self._pulse)
         try:
-            await line.execute(self.sql["end_left_behind"], pids, self._name)
+            await line.execute(self.sql["end_left_behind"], " ".join(map(str, pids)), self._name)
         except pg.InsufficientPrivilegeError:
             logger.info("this role may not end its own lost connections; they end when the server notices")
         except BaseException:
+            self._left_behind.update(pids)
             await self._give_back(pool, line)
             raise
-        self._left_behind.difference_update(pids)
 
     async def _give_back(self, pool: "asyncpg.Pool[asyncpg.Record]", line: Line) -> None:
         """Without waiting for a connection that hangs, and without an error in the place of the one that led here."""
         if line.ended or line.closed():
             self._left_behind.add(line.pid)
-            await _end(pool, line)
+            await self._end(pool, line)
             return
         with anyio.CancelScope(shield=True):
             try:
                 await pool.release(line.raw, timeout=RELEASE_SECONDS)
             except (TimeoutError, pg.InterfaceError, pg.InternalClientError, pg.PostgresError, OSError):
-                await _end(pool, line)
+                await self._end(pool, line)
 
-    async def _override(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """A setting that older servers do not know, and which would be an error there when connecting."""
+    async def _end(self, pool: "asyncpg.Pool[asyncpg.Record]", line: Line) -> None:
+        """Where one connection has ended, the others may be dead too, unless one was answered meanwhile."""
+        with suppress(pg.InterfaceError):
+            line.raw.terminate()
+        if not (line.ended and self._pulse.at > line.asked_at):
+            await pool.expire_connections()
+
+    async def _greet(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._left_behind.discard(connection.get_server_pid())
-        await self._check_that_it_is_direct(connection)
-        if connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
-            await connection.execute(self.sql["no_transaction_timeout"])
+        await self._greeted(connection)
 
-    async def _check_that_it_is_direct(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """A pooler greets its clients itself, so the process that it names is not the one that answers.
+    async def _greeted(self, connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[str, bool]:
+        """The server's version, and whether nothing but watching tells of what happens to the table.
+
+        A pooler greets its clients itself, so the process that it names is not the one that answers.
 
         Raises:
             AccessRefused: There is one, which may have passed over our settings, and may give each transaction to
                 another process.
         """
-        async with connection.transaction():
-            answering = await connection.fetchval(self.sql["server_process"])
-        if answering != connection.get_server_pid():
+        greeted = connection.get_server_pid()
+        answer = await connection.fetchrow(self.sql["greet"], greeted)
+        if answer is None or answer["process"] != greeted:
             raise AccessRefused(POOLED, where=WHERE, hint=_DIRECT)
+        return str(answer["version"]), bool(answer["watching_only"])
 
     async def _reset(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """What the driver does, which undoes that setting, and the setting again, in one round trip."""
@@ -326,19 +334,15 @@ class Database:
             "bytea_output": "hex",
             # Not the user's schema: whoever may create in it could put a function there that runs with our rights.
             "search_path": "pg_catalog, pg_temp",
+            # Our statements are not worth compiling, and the driver would switch it off and on around each question of
+            # its own.
+            "jit": "off",
             # Of ours, whatever the database or the role has been given.
             "statement_timeout": "0",
             "idle_in_transaction_session_timeout": "0",
             "idle_session_timeout": "0",
             "lock_timeout": f"{LOCK_SECONDS}s",
         }
-
-
-async def _end(pool: "asyncpg.Pool[asyncpg.Record]", line: Line) -> None:
-    """Where one connection has ended, the others may be dead too."""
-    with suppress(pg.InterfaceError):
-        line.raw.terminate()
-    await pool.expire_connections()
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """A connection in use: each statement has a deadline, and a connection that hung once is not waited for again."""
 
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
@@ -25,6 +27,13 @@ IDLE_DEADLINES = 24
 Result = TypeVar("Result")
 
 
+@dataclass(slots=True)
+class Pulse:
+    """When any connection of a pool was last answered, on the clock of `time.monotonic`."""
+
+    at: float = -math.inf
+
+
 class Line:
     """One use of a pooled connection.
 
@@ -34,11 +43,14 @@ class Line:
     Attributes:
         seconds: Deadline of each statement.
         ended: What ended a statement before the server had answered: its deadline, or a cancellation.
+        asked_at: When the last statement was sent, on the clock of `time.monotonic`.
     """
 
-    def __init__(self, raw: "Driven", seconds: float) -> None:
+    def __init__(self, raw: "Driven", seconds: float, pulse: Pulse) -> None:
         self.raw = raw
         self.seconds = seconds
+        self.asked_at = -math.inf
+        self._pulse = pulse
         self.pid = raw.get_server_pid()
         self.ended: BaseException | None = None
         self._answered_at: float | None = None
@@ -118,13 +130,14 @@ class Line:
             # The cancellation is over: another task's, or a deadline's that was caught. It must not be raised again.
             raise Unavailable("the connection was given up when a statement was cancelled", where=WHERE)
         self._check_open()
+        self.asked_at = time.monotonic()
         try:
             with anyio.fail_after(self.seconds):
                 result = await statement()
         except (TimeoutError, anyio.get_cancelled_exc_class()) as error:
             self.ended = error
             raise
-        self._answered_at = time.monotonic()
+        self._answered_at = self._pulse.at = time.monotonic()
         return result
 
     def _check_open(self) -> None:
