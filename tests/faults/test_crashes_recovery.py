@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.faults.crashes import EVERY, distinct, finished, killed_at, recorded
+from tests.faults.crashes import at_steps, distinct, finished, killed_at, recorded
 from tests.faults.destruction import command
 from tests.faults.oracle import Oracle
 from tests.faults.plugin import Scenario
@@ -61,10 +61,9 @@ def is_mixture(now: Contents, *states: Contents) -> bool:
     return now.keys() == states[0].keys() and all(now[id_] in {state[id_] for state in states} for id_ in now)
 
 
-@pytest.mark.scenario(3, "kill -9 at each step of a recovery that overwrites rows")
+@at_steps(3, "a recovery that overwrites rows")
 @pytest.mark.promise("P3")
 @pytest.mark.promise("P6")
-@EVERY
 async def test_03_killed_while_overwriting(stores: Stores, oracle: Oracle, scenario: Scenario, *, every: bool) -> None:
     """Each row is as it was or as it is to be, whole pages at a time; the next run brings all, and it can be undone."""
     async with plain_client(stores.database_url) as client:
@@ -86,10 +85,9 @@ async def test_03_killed_while_overwriting(stores: Stores, oracle: Oracle, scena
             scenario.note(engaged=engaged, compared=compared, seconds=seconds, restored=len(good))
 
 
-@pytest.mark.scenario(3, "kill -9 at each step of an undo")
+@at_steps(3, "an undo")
 @pytest.mark.promise("P3")
 @pytest.mark.promise("P6")
-@EVERY
 async def test_03_killed_while_undoing(stores: Stores, oracle: Oracle, scenario: Scenario, *, every: bool) -> None:
     """Each row is as the recovery made it or as it was before it; the next run brings the rest."""
     async with plain_client(stores.database_url) as client:
@@ -119,10 +117,9 @@ def undo_steps(steps: Sequence[object]) -> list[str]:
     ]
 
 
-@pytest.mark.scenario(3, "kill -9 at each step of a drill")
+@at_steps(3, "a drill")
 @pytest.mark.promise("P6")
 @pytest.mark.promise("P8")
-@EVERY
 async def test_03_killed_while_drilling(stores: Stores, oracle: Oracle, scenario: Scenario, *, every: bool) -> None:
     """Neither a row nor an incident comes of it; the next drill removes what was left, and passes."""
     async with plain_client(stores.database_url) as client:
