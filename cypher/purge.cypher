@@ -41,6 +41,12 @@ CALL (m, goes) {
 }
 RETURN collect([m.id, goes, keys]) AS found
 
+// note_purge //
+// Keeps since when the history of the local store $store is whole. $before: ISO 8601 text.
+MATCH (s:Store {id: $store})
+WITH s, datetime($before) AS before
+SET s.purged_before = CASE WHEN s.purged_before > before THEN s.purged_before ELSE before END
+
 // purge_versions //
 // Removes versions for good; how many were. $rows: {id, keys}, sorted by id. The current one stays, whatever was asked for.
 UNWIND $rows AS r

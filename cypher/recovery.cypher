@@ -72,10 +72,11 @@ CALL (unclear, as_of, windows) {
   // What an incident wrote is of its store, its time and its operation. A row is made up where it was inserted after the
   // incident, and the memory had a state before it.
   WITH m, as_of, versions, [v IN versions WHERE any(w IN windows WHERE v.origin = w.store AND v.changed_at >= w.first
-    AND v.changed_at <= w.last AND (w.operation = v.operation OR w.operation = 'create'
-      AND any(made IN versions WHERE made.operation = 'create' AND made.origin = w.store
-        AND made.changed_at >= w.first AND made.changed_at <= v.changed_at)
-      AND any(old IN versions WHERE old.changed_at < w.first)))] AS bad
+    AND v.changed_at <= w.last AND CASE w.operation WHEN 'create'
+      THEN any(made IN versions WHERE made.operation = 'create' AND made.origin = w.store
+          AND made.changed_at >= w.first AND made.changed_at <= v.changed_at)
+        AND any(old IN versions WHERE old.changed_at < w.first)
+      ELSE w.operation = v.operation END)] AS bad
   WITH m, versions, bad, as_of,
     any(v IN bad WHERE v.sync_version = m.sync_version AND v.content_hash = m.content_hash
       AND (v.operation = 'delete') = (m.deleted_at IS NOT NULL)) AS hit
@@ -111,9 +112,10 @@ RETURN collect([m.id, s.sync_version, s.content_hash, null, s.content, s.memory_
 MATCH (h:MemoryVersion) RETURN toString(min(h.changed_at)) AS begins
 
 // known_stores //
-// [id, when it pushed first, when last] of the local stores that have written here, ISO 8601 text. No parameters.
+// [id, when it pushed first, when last, from before when its history was purged] of the local stores that have written here,
+// ISO 8601 text. No parameters.
 MATCH (s:Store) WHERE s.id IS :: STRING NOT NULL
-RETURN collect([s.id, toString(s.begun_at), toString(s.last_push_at)]) AS stores
+RETURN collect([s.id, toString(s.begun_at), toString(s.last_push_at), toString(s.purged_before)]) AS stores
 
 // unknown_names //
 // [projects, sessions, memories] of $projects, $sessions and $memory_ids that there have never been any of.

@@ -220,11 +220,16 @@ def is_in_history(incident: Incident) -> bool:
 
 
 class KnownStore(NamedTuple):
-    """A local store that has written to the remote store, and when it pushed first and last, where that is known."""
+    """A local store that has written to the remote store, and when it pushed first and last, where that is known.
+
+    Attributes:
+        purged_before: Of its memories' history from before this time, a purge has left only what they were then.
+    """
 
     id: str
     begun_at: datetime | None = None
     last_push_at: datetime | None = None
+    purged_before: datetime | None = None
 
 
 def stores_before(own: str, stores: Iterable[KnownStore]) -> frozenset[str]:

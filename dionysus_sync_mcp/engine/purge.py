@@ -39,6 +39,7 @@ class _Purge:
     Attributes:
         before: Only what no moment since then needs; `None` where memories are named.
         others: Local stores besides this one that have written to the remote store.
+        noted: Whether the remote store knows that its history will not be whole.
         named: Those of the named memories that are in the remote store.
     """
 
@@ -51,6 +52,7 @@ class _Purge:
     tombstones: int = 0
     images: int = 0
     others: int = 0
+    noted: bool = False
     tombstone_ids: list[str] = field(default_factory=list)
     named: dict[str, Purgeable] = field(default_factory=dict)
 
@@ -160,6 +162,9 @@ class Purger:
 
     async def _remove(self, page: Sequence[Purgeable], purge: _Purge) -> None:
         """Versions first: what is cut off leaves a memory with less history, and none half removed."""
+        if page and purge.before and not purge.noted:
+            await self._remote.note_purge(purge.store, purge.before)
+            purge.noted = True
         for batch in _batches([one for one in page if not one.whole]):
             purge.versions += await self._remote.purge_versions(batch)
         whole = [one for one in page if one.whole]

@@ -15,6 +15,7 @@ from dionysus_sync_mcp.domain.destruction import Incident
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError, PlanOutdated
 from dionysus_sync_mcp.domain.memory import RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import (
+    KnownStore,
     Moment,
     Wishes,
     damage_unseen,
@@ -40,6 +41,7 @@ from dionysus_sync_mcp.engine.recovery_words import (
     lack_warnings,
     plan_advice,
     plan_warnings,
+    purge_warnings,
     store_warnings,
 )
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
@@ -201,6 +203,7 @@ class Recoverer:
                 *incident_warnings(facts.before),
                 *plan_warnings(survey, include_deleted=wish.include_deleted),
                 *store_warnings(facts.stores),
+                *purge_warnings(facts.stores, facts.before.restore_point if facts.before else wish.as_of),
                 *lack_warnings(_lacking(wish, facts, survey), empty=table_missing and not facts.question.memories),
             ],
             as_of=wish.as_of,
@@ -299,6 +302,11 @@ class Recoverer:
 
     async def _stores(self, own: str | None) -> Stores:
         known = await self._history.known_stores()
+        stores = await self._among(own, known)
+        purged = [one.purged_before for one in known if one.purged_before and stores.concerns(one.id)]
+        return replace(stores, purged_before=max(purged, default=None))
+
+    async def _among(self, own: str | None, known: Sequence[KnownStore]) -> Stores:
         others = frozenset(store.id for store in known) - {own}
         if own is None or len(others) == len(known):
             return Stores(own, False, others)

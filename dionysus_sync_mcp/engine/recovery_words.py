@@ -22,6 +22,7 @@ class Stores:
         known: Whether the remote store knows it.
         before: Of the others, those in whose place it may be.
         left_out: Memories of stores that a plan is not about.
+        purged_before: Of the history from before this time, a purge has left only what memories were then.
     """
 
     own: str | None
@@ -29,6 +30,7 @@ class Stores:
     others: frozenset[str]
     before: frozenset[str] = frozenset()
     left_out: int = 0
+    purged_before: datetime | None = None
 
     @property
     def meant(self) -> tuple[str, ...]:
@@ -110,6 +112,16 @@ def store_warnings(stores: "Stores") -> list[str]:
         number = len(stores.others) - len(stores.before)
         warnings.append(f"{stores.left_out} memories that {number} other local stores wrote are left out of this plan.")
     return warnings
+
+
+def purge_warnings(stores: "Stores", moment: datetime | None) -> list[str]:
+    """Of a time whose history is not whole any more."""
+    if moment is None or stores.purged_before is None or moment >= stores.purged_before:
+        return []
+    return [
+        f"History from before {iso(stores.purged_before)} was purged: what memories were at {iso(moment)} is not known "
+        "of all of them."
+    ]
 
 
 def incident_warnings(before: Incident | None) -> list[str]:

@@ -27,18 +27,25 @@ class MemoryPurging:
     transactions: list[int] = field(default_factory=list)
     asked: list[tuple[str, datetime]] = field(default_factory=list)
     events: list[SyncEvent] = field(default_factory=list)
+    noted: list[datetime] = field(default_factory=list)
     before_write: Callable[[], Awaitable[None]] | None = None
 
     async def purgeable(self, store: str, before: datetime, after: str, limit: int) -> PurgePage:
         """A page."""
         self.asked.append((store, before))
         ids = [i for i in sorted(self.versions) if i > after][:limit]
-        return PurgePage(ids[-1] if ids else None, await self.purgeable_of(ids))
+        found = [one for one in await self.purgeable_of(ids) if one.whole or one.keys]
+        return PurgePage(ids[-1] if ids else None, found)
 
     async def purgeable_of(self, memory_ids: Sequence[str]) -> list[Purgeable]:
         """Those that are there."""
         there = [i for i in memory_ids if i in self.versions]
         return [Purgeable(i, i in self.deleted, tuple(self.versions[i])) for i in there]
+
+    async def note_purge(self, store: str, before: datetime) -> None:
+        """Keep it."""
+        assert store
+        self.noted.append(before)
 
     async def purge_versions(self, purged: Sequence[Purgeable]) -> int:
         """Take these keys out."""

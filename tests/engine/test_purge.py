@@ -73,8 +73,10 @@ async def test_a_dry_run_counts_what_the_run_then_removes(monkeypatch: pytest.Mo
     (event,) = made.stores.events
     assert (event.direction, event.result, event.record_count) == ("remote_to_local", "success", 4 + 2 + MOST + 5)
     assert list(event.memory_ids) == [uid(3), uid(5)]
+    assert made.stores.noted == [START - MONTH]
     again = await made.old()
     assert (again.versions, again.tombstones, len(made.stores.events)) == (0, 0, 1)
+    assert len(made.stores.noted) == 1
 
 
 async def test_no_transaction_removes_more_than_a_thousand_nodes() -> None:

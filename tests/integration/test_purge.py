@@ -100,6 +100,18 @@ async def test_neither_a_verification_nor_a_push_nor_a_recovery_misses_what_was_
     assert plan.will_restore == 1
 
 
+async def test_a_plan_for_a_time_whose_history_was_removed_says_so(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """And one for a time that was kept does not."""
+    await past(program, client, empty_neo4j)
+    await program.purge(MONTH, (), dry_run=False)
+    now = datetime.now(UTC)
+    for days, said in ((29, False), (50, True)):
+        plan = await program.plan_recovery(Scope(), as_of=now - timedelta(days=days))
+        assert any("was purged" in warning for warning in plan.warnings) is said
+
+
 async def test_an_id_that_was_removed_can_be_used_again(program: Runtime, client: Client, empty_neo4j: str) -> None:
     """It is a new memory."""
     await past(program, client, empty_neo4j)

@@ -22,6 +22,11 @@ class Purging(Part):
         found = await self._connection.read("purgeable_of", self._limits.read_seconds, memory_ids=list(memory_ids))
         return [Purgeable(*row) for row in found]
 
+    async def note_purge(self, store: str, before: datetime) -> None:
+        """See `RemotePurging.note_purge`."""
+        call = Call("note_purge", {"store": store, "before": before.isoformat()})
+        await self._connection.write([call], self._limits.write_seconds)
+
     async def purge_versions(self, purged: Sequence[Purgeable]) -> int:
         """See `RemotePurging.purge_versions`."""
         rows = [{"id": one.memory_id, "keys": list(one.keys)} for one in sorted(purged)]

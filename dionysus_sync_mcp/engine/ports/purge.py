@@ -42,6 +42,10 @@ class RemotePurging(Protocol):
         """Of those that are there, whichever store they are of: all but the current version, and tombstones whole."""
         ...
 
+    async def note_purge(self, store: str, before: datetime) -> None:
+        """Keep that the history of this store from before that time is not whole any more."""
+        ...
+
     async def purge_versions(self, purged: Sequence[Purgeable]) -> int:
         """Remove the versions with these keys in one transaction, never a current one; how many were."""
         ...
