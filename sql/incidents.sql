@@ -63,13 +63,22 @@ BEGIN
     IF dionysus_sync.by_engine() THEN
         RETURN;
     END IF;
-    FOR target IN SELECT DISTINCT tgrelid FROM pg_trigger WHERE dionysus_sync.captured(tgrelid) LOOP
+    FOR target IN
+        SELECT DISTINCT t.tgrelid
+        FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE p.pronamespace = 'dionysus_sync'::regnamespace AND c.relnamespace <> p.pronamespace
+    LOOP
         hit := NULL;
         IF NOT starts_with(tg_tag, 'ALTER ') OR tg_tag = 'ALTER TABLE' THEN
-            SELECT seen.hit, seen.missed INTO hit, missed FROM dionysus_sync.glance_at(target, tg_tag <> 'ALTER TABLE') AS seen;
-            IF missed THEN
-                PERFORM dionysus_sync.queue_missed(target);
-            END IF;
+            BEGIN
+                SELECT seen.hit, seen.missed INTO hit, missed
+                FROM dionysus_sync.glance_at(target, tg_tag <> 'ALTER TABLE') AS seen;
+                IF missed THEN
+                    PERFORM dionysus_sync.queue_missed(target);
+                END IF;
+            EXCEPTION WHEN OTHERS THEN
+                RAISE WARNING 'dionysus-sync could not save the rows that were not captured yet: %', SQLERRM;
+            END;
         END IF;
         noted := noted || jsonb_build_object(target, dionysus_sync.shape_of(target) || jsonb_build_object('rows', hit));
     END LOOP;
@@ -91,6 +100,22 @@ EXCEPTION WHEN OTHERS THEN
     RAISE WARNING 'dionysus-sync could not observe this change: %', SQLERRM;
 END $$;
 
+-- What was noted of a table. The setting can be written by anybody: whatever it says, it keeps nothing from being observed.
+CREATE OR REPLACE FUNCTION dionysus_sync.noted_of(target oid, OUT known boolean, OUT hit bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    noted jsonb;
+BEGIN
+    noted := nullif(current_setting('dionysus.before_ddl', true), '')::jsonb -> target::text;
+    known := noted IS NOT NULL;
+    hit := coalesce((noted ->> 'rows')::bigint, 0);
+EXCEPTION WHEN OTHERS THEN
+    known := false;
+    hit := 0;
+END $$;
+
 -- The objects are gone from the catalogue. A table of ours is known by our triggers, which went with it.
 CREATE OR REPLACE FUNCTION dionysus_sync.ddl_dropped() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -98,7 +123,6 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     began timestamptz := clock_timestamp();
-    noted jsonb := coalesce(nullif(current_setting('dionysus.before_ddl', true), ''), '{}');
     gone record;
     parts text;
 BEGIN
@@ -106,18 +130,19 @@ BEGIN
         RETURN;
     END IF;
     FOR gone IN
-        SELECT dropped.objid, dropped.object_name AS name, place.object_name AS place
+        SELECT dropped.objid, dropped.object_name AS name, place.object_name AS place, noted.hit
         FROM pg_event_trigger_dropped_objects() AS dropped
+            CROSS JOIN LATERAL dionysus_sync.noted_of(dropped.objid) AS noted
             LEFT JOIN pg_event_trigger_dropped_objects() AS place
                 ON place.object_type = 'schema' AND place.object_name = dropped.schema_name
         WHERE dropped.object_type = 'table' AND NOT dropped.is_temporary AND (
-            noted ? dropped.objid::text
+            noted.known
             OR EXISTS (SELECT FROM pg_event_trigger_dropped_objects() AS its
                        WHERE its.object_type = 'trigger' AND its.address_names[3] = 'dionysus_capture_delete'
                          AND its.address_names[1:2] = ARRAY[dropped.schema_name, dropped.object_name]))
     LOOP
         PERFORM dionysus_sync.observe(
-            'drop', began, coalesce((noted -> gone.objid::text ->> 'rows')::bigint, 0), '{}', gone.objid,
+            'drop', began, gone.hit, '{}', gone.objid,
             coalesce('schema ' || gone.place || ' dropped with table ' || gone.name, 'table ' || gone.name || ' dropped'));
     END LOOP;
     FOR gone IN
@@ -200,13 +225,14 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     began timestamptz := clock_timestamp();
-    noted jsonb := coalesce(nullif(current_setting('dionysus.before_ddl', true), ''), '{}');
+    noted jsonb;
     rewritten text := current_setting('dionysus.rewritten', true);
     found record;
 BEGIN
     IF dionysus_sync.by_engine() THEN
         RETURN;
     END IF;
+    noted := coalesce(nullif(current_setting('dionysus.before_ddl', true), ''), '{}');
     FOR found IN
         SELECT was.key::oid AS oid, dionysus_sync.dangers(was.value, now, was.key = rewritten) AS dangers
         FROM jsonb_each(noted) AS was, dionysus_sync.shape_of(was.key::oid) AS now
@@ -229,7 +255,7 @@ BEGIN
     FOR name IN
         SELECT oid::regprocedure FROM pg_proc
         WHERE pronamespace = 'dionysus_sync'::regnamespace
-          AND proname IN ('shape_of', 'captured', 'glance_at', 'ddl_begins', 'ddl_rewrites', 'ddl_dropped', 'rows_of', 'dangers',
+          AND proname IN ('shape_of', 'captured', 'glance_at', 'ddl_begins', 'ddl_rewrites', 'noted_of', 'ddl_dropped', 'rows_of', 'dangers',
                           'ddl_altered')
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', name);

@@ -253,10 +253,10 @@ AS $$
 DECLARE
     hit bigint;
 BEGIN
-    IF dionysus_sync.by_engine() THEN
-        RETURN NULL;
-    END IF;
     BEGIN
+        IF dionysus_sync.by_engine() THEN
+            RETURN NULL;
+        END IF;
         PERFORM dionysus_sync.queue_missed(TG_RELID);
     EXCEPTION WHEN OTHERS THEN
         RAISE WARNING 'dionysus-sync could not save the rows that were not captured yet: %', SQLERRM;

@@ -8,6 +8,7 @@ from dionysus_sync_mcp.domain.adoption import (
     CAPTURE_TRIGGERS,
     SYNC_INDEXES,
     Column,
+    DdlWatch,
     FoundTable,
     Rights,
     decide_migrations,
@@ -91,6 +92,15 @@ def test_the_bookkeeping_needs_a_right_of_its_own_only_while_it_is_missing() -> 
     refuse_without_rights(ALL, bookkeeping_left=True)
     with pytest.raises(NotAdoptable, match="schema dionysus_sync"):
         refuse_without_rights(without, bookkeeping_left=True)
+
+
+@pytest.mark.parametrize(
+    ("present", "superuser", "left"),
+    [(False, True, True), (True, True, False), (False, False, False), (True, False, False)],
+)
+def test_event_triggers_are_left_to_do_for_a_superuser(present: bool, superuser: bool, left: bool) -> None:
+    """Another role is not told again and again that it lacks what it may not make."""
+    assert DdlWatch(present, superuser).left is left
 
 
 SHIPPED = [("0001_a", "x"), ("0002_b", "y")]

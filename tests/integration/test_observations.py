@@ -258,6 +258,14 @@ async def test_truncate_is_observed_and_deletes_nothing_remotely(undone: Client,
     assert {operation for operation, _ in await operations(undone)} == {"create"}
 
 
+@pytest.mark.promise("P5")
+async def test_a_bookkeeping_that_lacks_functions_stops_no_truncate(undone: Client) -> None:
+    """Nor what else would ask them; what cannot be told apart from the program's own work is observed."""
+    await fill(undone, 2)
+    await undone.execute("DROP FUNCTION dionysus_sync.by_engine, dionysus_sync.queue_missed; TRUNCATE memories")
+    assert ("truncate", 2, "") in await observed(undone)
+
+
 async def test_a_truncate_that_is_rolled_back_leaves_nothing(undone: Client) -> None:
     """The rows are all there, and nobody is told."""
     await fill(undone, 2)
@@ -294,6 +302,12 @@ DROPS = {
     "DROP SCHEMA public CASCADE": [("drop", 3, "schema public dropped with table memories")],
     "DO 'BEGIN DROP SCHEMA public CASCADE; END'": [("drop", 3, "schema public dropped with table memories")],
     "SET session_replication_role = replica; DROP TABLE memories": [("drop", 3, "table memories dropped")],
+    "CREATE ROLE careless; ALTER TABLE memories OWNER TO careless; DROP OWNED BY careless": [
+        ("drop", 3, "table memories dropped")
+    ],
+    "SET dionysus.before_ddl = 'nonsense'; DROP TRIGGER dionysus_capture_update ON memories": [
+        ("drop", 0, "trigger dionysus_capture_update of the bookkeeping dropped")
+    ],
     "DROP TABLE dionysus_sync.sync_queue": [("drop", 0, "sync_queue of the bookkeeping dropped")],
     "ALTER TABLE dionysus_sync.sync_queue DROP COLUMN payload": [
         ("drop", 0, "sync_queue.payload of the bookkeeping dropped")
