@@ -114,10 +114,7 @@ class _Demo:
 
     async def sync(self) -> str:
         """Wait until every change is in the remote store."""
-        report = await self._call("sync_now", timeout_seconds=120)
-        with anyio.move_on_after(PATIENCE_SECONDS):  # a store that was just started may answer its first question late
-            while report["result"] == "queued":
-                report = await self._call("sync_now", timeout_seconds=120)
+        report = await self._patiently("sync_now", lambda reply: reply["result"] != "queued", timeout_seconds=120)
         _expect(report["result"] == "success" and report["remaining"] == 0, f"sync_now: {report['next_step']}")
         return f"{report['result']}, nothing left in the queue"
 
@@ -138,10 +135,7 @@ class _Demo:
 
     async def notice(self) -> str:
         """The status says what happened, first."""
-        incidents: list[dict[str, Any]] = []
-        with anyio.move_on_after(PATIENCE_SECONDS):
-            while not incidents:
-                incidents = (await self._call("get_sync_status"))["incidents"]
+        incidents = (await self._patiently("get_sync_status", lambda reply: bool(reply["incidents"])))["incidents"]
         _expect(bool(incidents), f"the incident was not seen within {PATIENCE_SECONDS} seconds")
         seconds = time.monotonic() - self._destroyed_at
         self._incident_id = incidents[0]["id"]
@@ -176,21 +170,32 @@ class _Demo:
         """Ask for memories of several packages by some of their words; each has to be among the hits."""
         wanted = _spread([(i, json.loads(image)) for i, image in self.images.items()], QUESTIONS)
         for memory_id, row in wanted:
-            reply = await self._call("query_cross_project", query=row["content"][:SHORTEST], limit=20)
+            reply = await self._patiently(
+                "query_cross_project",
+                lambda reply: reply["searched"] in {"words", "words and meaning"},
+                query=row["content"][:SHORTEST],
+                limit=20,
+            )
             self.found += str(memory_id) in {item["memory_id"] for item in reply["items"]}
         _expect(self.found == len(wanted), f"{self.found} of {len(wanted)} questions found their memory")
         projects = {row["source_project"] for _, row in wanted}
         return f"{self.found} of {len(wanted)} questions found their memory, across {len(projects)} projects"
 
     async def _wait_until_protected(self) -> None:
-        protected = False
-        with anyio.move_on_after(PATIENCE_SECONDS):
-            while not protected:
-                local = (await self._call("get_sync_status"))["local"]
-                protected = local is not None and local["capture_installed"]
-        _expect(protected, f"the local store is not protected after {PATIENCE_SECONDS} seconds")
+        report = await self._patiently("get_sync_status", _is_protected)
+        _expect(_is_protected(report), f"the local store is not protected after {PATIENCE_SECONDS} seconds")
 
-    async def _call(self, tool: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    async def _patiently(
+        self, tool: str, enough: Callable[[dict[str, Any]], bool], **arguments: object
+    ) -> dict[str, Any]:
+        """The reply that is enough, or the last one: a store that was just started may answer late."""
+        reply = await self._call(tool, **arguments)
+        with anyio.move_on_after(PATIENCE_SECONDS):
+            while not enough(reply):
+                reply = await self._call(tool, **arguments)
+        return reply
+
+    async def _call(self, tool: str, **arguments: object) -> dict[str, Any]:
         result = await self._client.call_tool(tool, arguments)
         _expect(not result.is_error, str(getattr(result.content[0], "text", "")) if result.content else tool)
         structured: dict[str, Any] = result.structured_content or {}
@@ -328,6 +333,10 @@ def _docstrings_of(file: Path) -> Iterator[str]:
             text = (ast.get_docstring(node) or "").replace("\x00", "")
             if SHORTEST <= len(text) <= LONGEST:
                 yield text
+
+
+def _is_protected(status: dict[str, Any]) -> bool:
+    return status["local"] is not None and bool(status["local"]["capture_installed"])
 
 
 def _spread(rows: list[tuple[UUID, dict[str, Any]]], count: int) -> list[tuple[UUID, dict[str, Any]]]:
