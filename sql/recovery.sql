@@ -29,12 +29,27 @@ FROM :memories AS dionysus_row JOIN pg_temp.dionysus_restore AS page ON page.id 
 WHERE dionysus_row.id = ANY ($2::uuid[])
 ON CONFLICT (recovery_id, memory_id) DO NOTHING
 
+-- other_hashes --
+-- As `verify_restored`; with the hash of each such row, and those too that only have more columns than were captured of them.
+SELECT page.id::text AS id, here.hash,
+       coalesce(dionysus_sync.content_hash((
+           SELECT jsonb_object_agg(key, value) FROM jsonb_each(here.image)
+           WHERE coalesce(page.extra::jsonb ? key, false)
+              OR key IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
+                         'created_at', 'updated_at'))) = page.content_hash, false) AS fits
+FROM pg_temp.dionysus_restore AS page LEFT JOIN LATERAL (
+    SELECT made.image, dionysus_sync.content_hash(made.image) AS hash
+    FROM :memories AS dionysus_row
+        CROSS JOIN LATERAL (SELECT to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image) AS made
+    WHERE dionysus_row.id = page.id LIMIT 1
+) AS here ON true
+WHERE here.hash IS DISTINCT FROM page.content_hash
+
 -- note_written_hashes --
--- $1 recovery, $2 ids: what was put in the place of these rows; one may have columns that the remote store knows nothing of.
-UPDATE dionysus_sync.recovery_undo AS kept
-SET written_hash = dionysus_sync.content_hash(to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns())
-FROM :memories AS dionysus_row
-WHERE kept.recovery_id = $1::text::uuid AND kept.memory_id = dionysus_row.id AND dionysus_row.id = ANY ($2::uuid[])
+-- $1 recovery, $2 ids, $3 hashes of rows that have columns of which what was put in their place says nothing.
+UPDATE dionysus_sync.recovery_undo AS kept SET written_hash = written.hash
+FROM unnest($2::uuid[], $3::text[]) AS written (id, hash)
+WHERE kept.recovery_id = $1::text::uuid AND kept.memory_id = written.id
 
 -- wanted_images --
 -- What each row of the page is to become, where `bump_version` finds it while rows are straightened in this transaction.

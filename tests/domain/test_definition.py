@@ -125,7 +125,7 @@ def test_the_local_clock_counts_more_than_the_remote_one() -> None:
     ],
 )
 def test_a_type_that_cannot_hold_what_the_noted_one_could_is_found(present: str, before: str, lost: bool) -> None:
-    """One that only is wider, and looks the same as JSON, is left alone; columns that are gone are no matter of types."""
+    """One that only is wider, and looks the same as JSON, is left alone; so are columns that are gone, and ours."""
     columns = [{"name": "id", "type": "uuid"}, {"name": "c", "type": before}, {"name": "gone", "type": "text"}]
     columns += [{"name": "sync_version", "type": "bigint"}]
     now = [{"name": "c", "type": present}, {"name": "id", "type": "uuid"}, {"name": "sync_version", "type": "integer"}]

@@ -99,9 +99,10 @@ class PostgresRestorer:
             moved = await leave_out_moved(connection, sql, overwriting)
             kept = [memory_id for memory_id in overwriting if memory_id not in moved]
             await connection.execute(sql["keep_overwritten"], recovery_id, kept)
-            written, mismatched = await write_page(connection, sql, kept)
+            written, mismatched, wider = await write_page(connection, sql, kept)
             lacking = await _take_out_narrowed(connection, sql, mismatched)
-            await connection.execute(sql["note_written_hashes"], recovery_id, kept)
+            if wider:
+                await connection.execute(sql["note_written_hashes"], recovery_id, list(wider), list(wider.values()))
             new = [r["id"] for r in await connection.fetch(sql["new_ids"])]
             await connection.execute(sql["enqueue_rows"], new)
         there = sum(state == "there" for state in moved.values())
@@ -238,28 +239,33 @@ async def _lock(connection: "Connection", sql: Mapping[str, str], memory_ids: Se
 
 async def write_page(
     connection: "Connection", sql: Mapping[str, str], overwriting: Sequence[str]
-) -> tuple[int, list[str]]:
-    """Write the rows of the page; how many were, and the ids of those inserted that have another hash.
+) -> tuple[int, list[str], dict[str, str]]:
+    """Write the rows of the page.
 
     What a trigger of the user's has changed of a row, such as `updated_at`, is put right.
+
+    Returns:
+        How many were written; the ids of those inserted that have another hash; and the hashes, by id, of those that
+        have columns of which the page says nothing, and are right otherwise.
 
     Raises:
         OthersRefused: Of those that are overwritten some would have another hash; none may be left so.
     """
     written = int(await connection.fetchval(sql["write_restored"], False))
-    mismatched = await _mismatched(connection, sql)
+    mismatched, wider = await _other_hashes(connection, sql)
     if mismatched:
         await connection.execute(sql["wanted_images"])
         async with users_path(connection, sql):
             await connection.execute(sql["straighten"], mismatched)
-        mismatched = await _mismatched(connection, sql)
+        mismatched, wider = await _other_hashes(connection, sql)
     if wrong := set(mismatched) & set(overwriting):
         raise OthersRefused(dict.fromkeys(wrong, MISMATCHED))
-    return written, mismatched
+    return written, mismatched, wider
 
 
-async def _mismatched(connection: "Connection", sql: Mapping[str, str]) -> list[str]:
-    return [r["id"] for r in await connection.fetch(sql["verify_restored"])]
+async def _other_hashes(connection: "Connection", sql: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    others = await connection.fetch(sql["other_hashes"])
+    return [r["id"] for r in others if not r["fits"]], {r["id"]: r["hash"] for r in others if r["fits"]}
 
 
 async def _take_out_narrowed(

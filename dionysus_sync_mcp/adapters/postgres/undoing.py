@@ -50,7 +50,7 @@ class PostgresUndoing:
             await connection.execute(sql["fill_undo_page"], recovery_id, memory_ids, held)
             moved = await leave_out_moved(connection, sql, memory_ids)
             back = [r["id"] for r in await connection.fetch(sql["page_ids"])]
-            written, _ = await write_page(connection, sql, back)
+            written, _, _ = await write_page(connection, sql, back)
             there = [memory_id for memory_id, state in moved.items() if state == "there"]
             await connection.execute(sql["mark_undone"], recovery_id, [*back, *there])
             await connection.execute(sql["enqueue_rows"], back)
