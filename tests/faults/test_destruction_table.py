@@ -180,7 +180,7 @@ def arrived(field: Field, count: int) -> Callable[[], Awaitable[bool]]:
 async def test_26_another_table_with_made_up_rows(field: Field, scenario: Scenario, *, at_once: bool) -> None:
     """One incident. Every memory comes back over what was made up under its id; what has an id of its own stays."""
     new, old = field.rows * 4 // 10, field.rows // 20
-    live, before = await field.live(), dict(field.expected)
+    live, before, field.of_an_agent = await field.live(), dict(field.expected), True
     async with (
         watching(field.stores) as program,
         plain_client(field.stores.database_url, application_name=AGENT, timezone="UTC") as client,

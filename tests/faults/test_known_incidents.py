@@ -91,7 +91,7 @@ async def recovered(
 async def test_26_tables_replaced_and_filled_with_fabricated_rows(field: Field, scenario: Scenario) -> None:
     """The status says it first, the plan says what comes back, and every memory is back beside what was made up."""
     fabricated = field.rows * 4 // 10
-    before, live = dict(field.expected), await field.live()
+    before, live, field.of_an_agent = dict(field.expected), await field.live(), True
     async with (
         agents_server(field.stores) as agent,
         plain_client(field.stores.database_url, application_name=AGENT, timezone="UTC") as client,
