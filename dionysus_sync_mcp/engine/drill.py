@@ -141,6 +141,7 @@ class Driller:
         self._hours = hours
         self._pause = pause
         self._started = False
+        self._tidy = False
         self._waits_for: str | None = None
 
     async def drill_once(self, now: datetime, on_progress: OnProgress | None = None) -> DrillReport:
@@ -168,10 +169,16 @@ class Driller:
     async def drill_if_due(self, now: datetime) -> float:
         """What the background loop does: a drill when it is time, and nothing is in its way; the seconds to wait.
 
-        Never at once: who starts the program wants something else of it first.
+        Never at once: who starts the program wants something else of it first. What a killed drill has left is removed
+        also where none is due.
         """
-        if not self._started or not self._hours or await self._comparison.obstacle():
+        if not self._started:
             self._started = True
+            return LOOK_SECONDS
+        if not self._tidy:
+            await self._remove_left_behind()
+            self._tidy = True
+        if not self._hours or await self._comparison.obstacle():
             return LOOK_SECONDS
         if not is_due(*await self._drilling.ages(), self._hours):
             return LOOK_SECONDS
@@ -183,6 +190,11 @@ class Driller:
             report = await self.drill_once(now)
             logger.info("drill %s: %d memories came back as they are here", report.result, report.verified)
         return LOOK_SECONDS
+
+    async def _remove_left_behind(self) -> None:
+        async with self._drilling.alone() as alone:
+            if alone:
+                await self._drilling.remove_left_behind()
 
     async def _hindrance(self) -> str | None:
         """Why a drill would say nothing now, a clause; `None` if it would."""
