@@ -86,7 +86,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate,grants_in,bare_words,attempt,rebuild_table,make_column,type_of,counting_of,widen_column,make_constraint,make_index,give_again,complete_table,require_column,make_trigger,make_policy}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate,grants_in,bare_words,attempt,rebuild_table,make_column,type_of,counting_of,widen_column,name_taken,make_constraint,make_index,give_again,complete_table,require_column,make_trigger,make_policy}'::text[])
         AS made (name)
     UNION ALL
     -- Columns that can be put back.

@@ -307,7 +307,18 @@ EXCEPTION WHEN OTHERS THEN
     RETURN format('column %s stays %s: %s', name, present, SQLERRM);
 END $$;
 
--- A constraint that the table lacks. What rows that are there break holds for new ones all the same.
+-- Whether something of this name stands in the schema of `target`.
+CREATE OR REPLACE FUNCTION dionysus_sync.name_taken(target text, name text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_class AS other JOIN pg_class AS ours ON ours.relnamespace = other.relnamespace
+        WHERE ours.oid = target::regclass AND other.relname = name_taken.name)
+$$;
+
+-- A constraint that the table lacks. What rows that are there break holds for new ones all the same; and where the name is
+-- taken (the table was renamed, and another one is made in its place), it gets another one.
 CREATE OR REPLACE FUNCTION dionysus_sync.make_constraint(target text, name text, words text) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -320,7 +331,9 @@ BEGIN
         RETURN NULL;
     END IF;
     BEGIN
-        words := format('ALTER TABLE %s ADD CONSTRAINT %I %s', target, name, dionysus_sync.one_statement(words));
+        words := format('ALTER TABLE %s ADD %s %s', target,
+                        CASE WHEN NOT dionysus_sync.name_taken(target, name) THEN format('CONSTRAINT %I', name) END,
+                        dionysus_sync.one_statement(words));
     EXCEPTION WHEN OTHERS THEN
         RETURN format('constraint %s was left out: %s', name, SQLERRM);
     END;
@@ -336,8 +349,14 @@ CREATE OR REPLACE FUNCTION dionysus_sync.make_index(target text, words text) RET
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    parts text[] := regexp_match(words, '^(CREATE (?:UNIQUE )?INDEX) ("(?:[^"]|"")+"|[^\s"]+) (ON .*)$');
 BEGIN
-    EXECUTE dionysus_sync.index_on(target, words);
+    words := dionysus_sync.index_on(target, words);
+    IF dionysus_sync.name_taken(target, (parse_ident(parts[2]))[1]) THEN
+        words := parts[1] || ' ' || parts[3];
+    END IF;
+    EXECUTE words;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
     RETURN format('an index was left out: %s', SQLERRM);

@@ -314,6 +314,27 @@ async def test_what_the_table_lacks_is_added_and_what_it_has_stays(
     assert tuple(await client.fetchrow("SELECT content, junk FROM memories") or ()) == ("made up", "junk")
 
 
+async def test_a_table_that_was_renamed_is_made_again_beside_it(
+    client: Client, installer: Installer, restorer: PostgresRestorer
+) -> None:
+    """The names of its constraints and indexes are taken: they get others."""
+    await client.execute('CREATE INDEX "by ; name" ON memories (content, source_project) WHERE importance > 0.1')
+    await client.execute("ALTER TABLE memories ADD CONSTRAINT once UNIQUE (content)")
+    before = json.loads(await noted(installer))
+    await client.execute("ALTER TABLE memories RENAME TO elsewhere")
+    assert [
+        *await restorer.ensure_schema(json.dumps(before)),
+        *await restorer.complete_schema(json.dumps(before)),
+    ] == []
+    after = json.loads(await noted(installer))
+    rules = [
+        sorted(c["definition"] for c in one["constraints"] if "memory_type" not in c["name"]) for one in (before, after)
+    ]
+    assert rules[0] == rules[1]
+    assert sum("(content, source_project)" in index for index in after["indexes"]) == 1
+    assert await installer.capture_installed()
+
+
 @pytest.mark.promise("P6")
 async def test_a_column_that_was_narrowed_is_widened_and_filled_again(
     client: Client, installer: Installer, restorer: PostgresRestorer
