@@ -21,14 +21,24 @@ _FIELDS = (
 class Incidents(Part):
     """Implements `RemoteIncidents`."""
 
+    _constrained = False
+
     async def save_incidents(self, incidents: Sequence[Incident]) -> None:
         """See `RemoteIncidents.save_incidents`. The first ones may come before any push has made the schema."""
         if not incidents:
             return
-        with suppress(RemoteDamaged):  # two nodes of one incident are read as one
-            await self._connection.read(CONSTRAINT, self._limits.look_seconds)
+        if not self._constrained:
+            await self._constrain()
         rows = [_row(incident) for incident in sorted(incidents, key=lambda incident: incident.id)]
         await self._connection.write([Call("save_incidents", {"rows": rows})], self._limits.write_seconds)
+
+    async def _constrain(self) -> None:
+        """Once: a change of the schema has the server plan every statement anew."""
+        seconds = self._limits.look_seconds
+        if CONSTRAINT not in {name for name, *_ in await self._connection.read("schema_present", seconds)}:
+            with suppress(RemoteDamaged):  # two nodes of one incident are read as one
+                await self._connection.read(CONSTRAINT, seconds)
+        self._constrained = True
 
     async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
         """See `RemoteIncidents.remote_incidents`."""
