@@ -416,12 +416,9 @@ class IncidentRecords:
             if incident.id == wanted:
                 return incident
         try:
-            found = await self._book.incident(wanted)
+            found = await self._book.incident(wanted) or await self._only_there(wanted)
         except NOT_HERE:
-            found = None
-        if found is None:
-            there = await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN)
-            found = next((incident for incident in there if incident.id == wanted), None)
+            found = await self._there(wanted)
         if found is None:
             raise _unknown(wanted)
         return found
@@ -442,6 +439,16 @@ class IncidentRecords:
         except NOT_HERE:
             await self._remote.save_incidents([closed])
             return closed
+
+    async def _there(self, incident_id: str) -> Incident | None:
+        there = await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN)
+        return next((incident for incident in there if incident.id == incident_id), None)
+
+    async def _only_there(self, incident_id: str) -> Incident | None:
+        """One that the local store does not know; while the remote one is away, nobody does."""
+        with suppress(Unavailable, AccessRefused):
+            return await self._there(incident_id)
+        return None
 
     async def _close_here(self, incident: Incident, closed: Incident) -> Incident:
         if await self._book.incident(incident.id) is None:

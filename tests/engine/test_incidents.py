@@ -523,6 +523,19 @@ async def test_what_cannot_be_closed_is_said(scene: Scene, incident_id: str | No
     assert await records.open() == [incident]
 
 
+@pytest.mark.promise("P9")
+async def test_an_unknown_incident_is_unknown_though_the_remote_is_away(scene: Scene) -> None:
+    """Where nobody can be asked, that is said instead."""
+    _, records = await made(scene)
+    scene.remote.failure = Unavailable("away")
+    unknown = "5f0c9a1e-5d0e-5c7a-9b57-0d6a8f3b2c11"
+    with pytest.raises(InputError, match="there is no incident"):
+        await records.find(unknown)
+    scene.book.present = False
+    with pytest.raises(Unavailable):
+        await records.find(unknown)
+
+
 async def test_an_incident_that_is_closed_says_when_and_why(scene: Scene) -> None:
     """Also where somebody else was quicker by a moment."""
     incident, records = await made(scene)
