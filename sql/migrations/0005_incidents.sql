@@ -81,8 +81,9 @@ DECLARE
     began timestamptz := clock_timestamp();
     changed record;
     rows_left refcursor;
-    entries bigint;
     hit uuid[];
+    hit_rows bigint;
+    kept_ids bigint;
 BEGIN
     IF dionysus_sync.by_engine() THEN
         RETURN NULL;
@@ -93,15 +94,25 @@ BEGIN
                coalesce(dionysus_row.sync_version, 1), dionysus_row.synced_version
         FROM dionysus_new AS dionysus_row;
     ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
-               coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
-        FROM dionysus_old AS dionysus_row;
-        SELECT array_agg(dionysus_row.id) INTO hit FROM dionysus_old AS dionysus_row;
+        WITH queued AS (
+            INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+            SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+                   coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
+            FROM dionysus_old AS dionysus_row
+            RETURNING memory_id
+        )
+        SELECT array_agg(memory_id) INTO hit FROM queued;
         IF hit IS NOT NULL THEN
             PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
         END IF;
     ELSE
+        SELECT count(*), (SELECT count(*) FROM dionysus_new), array_agg(before.id) FILTER (
+            WHERE before.content::text COLLATE "C" IS DISTINCT FROM dionysus_row.content::text COLLATE "C")
+        INTO kept_ids, hit_rows, hit
+        FROM dionysus_old AS before JOIN dionysus_new AS dionysus_row ON dionysus_row.id = before.id;
+        IF hit_rows = 0 THEN
+            RETURN NULL;
+        END IF;
         INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
         SELECT dionysus_row.id,
                CASE WHEN dionysus_row.sync_version = coalesce(before.sync_version, 1) + 1 THEN 'update' ELSE 'create' END,
@@ -111,32 +122,30 @@ BEGIN
         FROM dionysus_new AS dionysus_row
         JOIN dionysus_old AS before ON before.id = dionysus_row.id
         WHERE before.sync_version IS DISTINCT FROM dionysus_row.sync_version OR before.* *<> dionysus_row.*;
-        GET DIAGNOSTICS entries = ROW_COUNT;
-        IF entries > 0 THEN
-            SELECT array_agg(before.id) INTO hit
-            FROM dionysus_old AS before JOIN dionysus_new AS dionysus_row ON dionysus_row.id = before.id
-            WHERE before.content::text COLLATE "C" IS DISTINCT FROM dionysus_row.content::text COLLATE "C";
-        END IF;
-        -- A change of primary key is a delete and an insert. A row that took the id of another one that went on in the same
-        -- statement is an insert too: the count of its versions is its own.
-        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
-               coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
-        FROM dionysus_old AS dionysus_row
-        WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = dionysus_row.id);
-        GET DIAGNOSTICS entries = ROW_COUNT;
-        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
-        SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
-               coalesce(dionysus_row.sync_version, 1), NULL
-        FROM dionysus_new AS dionysus_row
-        WHERE NOT EXISTS (SELECT FROM dionysus_old AS before WHERE before.id = dionysus_row.id);
         IF hit IS NOT NULL THEN
             PERFORM dionysus_sync.observe('update', began, cardinality(hit), hit, TG_RELID, '');
         END IF;
-        IF entries > 0 THEN
-            SELECT array_agg(before.id) INTO hit FROM dionysus_old AS before
-            WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = before.id);
-            PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
+        -- Most statements change one row and leave its id.
+        IF hit_rows > 1 OR kept_ids = 0 THEN
+            -- A change of primary key is a delete and an insert. A row that took the id of another one that went on in the
+            -- same statement is an insert too: the count of its versions is its own.
+            WITH queued AS (
+                INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+                SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+                       coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
+                FROM dionysus_old AS dionysus_row
+                WHERE NOT EXISTS (SELECT FROM dionysus_new AS after WHERE after.id = dionysus_row.id)
+                RETURNING memory_id
+            )
+            SELECT array_agg(memory_id) INTO hit FROM queued;
+            INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version)
+            SELECT dionysus_row.id, 'create', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
+                   coalesce(dionysus_row.sync_version, 1), NULL
+            FROM dionysus_new AS dionysus_row
+            WHERE NOT EXISTS (SELECT FROM dionysus_old AS before WHERE before.id = dionysus_row.id);
+            IF hit IS NOT NULL THEN
+                PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
+            END IF;
         END IF;
     END IF;
     RETURN NULL;
