@@ -17,7 +17,7 @@ from tests.services.local_store import running
 TRUNCATE = Blow("TRUNCATE memories", "truncate", last_words=False)
 DROP = Blow("DROP TABLE memories", "drop", last_words=False)
 OVERWRITE = Blow("UPDATE memories SET content = 'overwritten ' || id", "bulk_update", last_words=False)
-BETWEEN_WRITES = 0.02
+BETWEEN_WRITES, CHANGED_OF = 0.1, 5
 TOUCH = "UPDATE memories SET content = content || ', touched' WHERE id = $1"
 GARBLE = "UNWIND $ids AS id MATCH (m:Memory {id: id}) SET m.content = 'garbled'"
 GARBLE_ALL = (
@@ -38,12 +38,15 @@ def of_project(field: Field, project: str) -> set[str]:
 
 @asynccontextmanager
 async def writers(field: Field) -> AsyncIterator[None]:
-    """Users who write new memories and change them again, in the project that is recovered too, until the end."""
+    """Users who write new memories and change one of a few again, in the project that is recovered too, until the end.
+
+    Changing most of what is in an emptied table would be an incident of its own.
+    """
     stop = anyio.Event()
 
     async def write_on(client: Client) -> None:
         while not stop.is_set():
-            await field.write(client, 1)
+            await field.write(client, CHANGED_OF)
             newest = max(field.ids)
             await client.execute(TOUCH, newest)
             await field.keep_row(client, newest)
