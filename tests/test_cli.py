@@ -204,7 +204,7 @@ class FakeRuntime(FakeProgram):
             dry_run=dry_run,
             next_step="Nothing to do.",
             overwritten=self.overwrites,
-            restored=self.overwrites if done else 0,
+            restored=self.overwrites if done or dry_run else 0,
         )
 
     async def drill(self, *, on_progress: OnProgress | None = None) -> DrillReport:
@@ -601,6 +601,15 @@ def test_recover_says_how_many_rows_it_overwrites_before_it_asks(
     assert f"overwritten 2; 'dionysus-sync-mcp undo {RECOVERY_ID}' brings back what they held" in agreed.stdout
 
 
+def test_after_a_recovery_the_incident_can_be_closed(program: FakeRuntime) -> None:
+    """Nothing does that by itself; and only if everything is back."""
+    close = f"'dionysus-sync-mcp incidents --close {MEMORY_ID} --reason recovered'"
+    recover = ("recover", "--before-incident", MEMORY_ID, "--yes")
+    assert close in invoke(*recover).stdout
+    program.complete = False
+    assert close not in invoke(*recover).stdout
+
+
 def test_a_recovery_that_falls_short_is_1(program: FakeRuntime) -> None:
     """With the counts and the reason of what was refused."""
     program.complete = False
@@ -631,7 +640,7 @@ def test_undo_that_falls_short_is_1(program: FakeRuntime) -> None:
     program.overwrites = 2
     program.incomplete = True
     assert invoke("undo", MEMORY_ID, "--yes").exit_code == 1
-    assert program.asked == [(MEMORY_ID, True, True), (MEMORY_ID, False, True)]
+    assert program.asked == [(MEMORY_ID, False, True)]
 
 
 def test_a_drill_that_does_not_pass_is_1(program: FakeRuntime) -> None:

@@ -50,6 +50,7 @@ COMMANDS = {
     "get_sync_status": "'dionysus-sync-mcp status'",
     "sync_now": "'dionysus-sync-mcp sync'",
     "query_cross_project": "'dionysus-sync-mcp query'",
+    "Run the same without the dry run": "Run the same with --yes",
     "Call 'dionysus-sync-mcp": "Run 'dionysus-sync-mcp",
     "call 'dionysus-sync-mcp": "run 'dionysus-sync-mcp",
 }

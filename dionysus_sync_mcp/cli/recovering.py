@@ -69,12 +69,14 @@ def recover(
     """
     scope = Scope(tuple(projects or ()), texts(sessions), texts(memory_ids))
 
+    incident = str(before_incident) if before_incident else None
+
     async def work(runtime: "Runtime") -> RecoveryPlan | RecoveryReport:
         with output.progress() as on_progress:
             plan = await runtime.plan_recovery(
                 scope,
                 as_of=as_of,
-                before_incident=str(before_incident) if before_incident else None,
+                before_incident=incident,
                 include_deleted=include_deleted,
                 overwrite_newer=overwrite_newer,
                 only_missing=only_missing,
@@ -91,7 +93,7 @@ def recover(
     if as_json:
         output.show_json(report)
     elif isinstance(report, RecoveryReport):
-        recovery_output.show_recovery(report)
+        recovery_output.show_recovery(report, incident)
     exit_unless(isinstance(report, RecoveryPlan) or report.complete)
 
 
@@ -114,16 +116,17 @@ def undo(
     Example: dionysus-sync-mcp undo 6a1f4f0e-9d0c-4a53-8f0b-2d0f5f0f7c22 --yes
     """
 
-    async def work(runtime: "Runtime") -> UndoReport:
+    async def step(runtime: "Runtime", recovery: str | None, *, dry_run: bool) -> UndoReport:
         with output.progress() as on_progress:
-            look = await runtime.undo(str(recovery_id) if recovery_id else None, dry_run=True, on_progress=on_progress)
-        rows = recovery_output.undoable(look)
-        if not rows or not (yes or _somebody_is_there()):
+            return await runtime.undo(recovery, dry_run=dry_run, on_progress=on_progress)
+
+    async def work(runtime: "Runtime") -> UndoReport:
+        look = await step(runtime, str(recovery_id) if recovery_id else None, dry_run=not yes)
+        if yes or not look.restored or not _somebody_is_there():
             return look
         recovery_output.show_undo(look, _beside(as_json=as_json))
-        _ask("undo", f"Bring {rows} rows back as they were before the recovery?", yes=yes)
-        with output.progress() as on_progress:
-            return await runtime.undo(look.recovery_id, dry_run=False, on_progress=on_progress)
+        _ask("undo", f"Bring {look.restored} rows back as they were before the recovery?", yes=False)
+        return await step(runtime, look.recovery_id, dry_run=False)
 
     report = run(work, as_json=as_json, remote=True)
     _show(report, lambda: recovery_output.show_undo(report, output.stdout_console()), as_json=as_json)

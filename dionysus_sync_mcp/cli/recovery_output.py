@@ -37,9 +37,11 @@ def show_plan(plan: RecoveryPlan, console: Console) -> None:
         console.print(f"Without what incident {plan.before_incident} did:")
     table = Table("memories", "count", "for example")
     for name, count in plan.counts.items():
-        shown = "; ".join(line(example.excerpt, 40) for example in plan.examples.get(name, [])[:2])
-        table.add_row(name.replace("_", " "), str(count), Text(shown))
-    console.print(table)
+        if count:
+            shown = "; ".join(line(example.excerpt, 40) for example in plan.examples.get(name, [])[:2])
+            table.add_row(name.replace("_", " "), str(count), Text(shown))
+    if table.row_count:
+        console.print(table)
     if plan.table_missing:
         console.print("The table `memories` is missing and would be created again.")
     console.print(f"{plan.will_restore} memories would be brought back; {_touched(plan)}")
@@ -61,8 +63,12 @@ def question(plan: RecoveryPlan) -> str:
     return f"Bring {plan.will_restore} memories back now?"
 
 
-def show_recovery(report: RecoveryReport) -> None:
-    """What came back, and whether each row was verified."""
+def show_recovery(report: RecoveryReport, before_incident: str | None) -> None:
+    """What came back, and whether each row was verified.
+
+    Args:
+        before_incident: The one whose damage is repaired by it.
+    """
     console = stdout_console()
     show_warnings(console, report.warnings)
     console.print(
@@ -76,21 +82,17 @@ def show_recovery(report: RecoveryReport) -> None:
     for example in (*report.refused, *report.invalid):
         console.print(Text(f"{example.memory_id}: {line(example.reason or '', WIDEST)}"))
     show_next(console, report.next_step)
-
-
-def undoable(report: UndoReport) -> int:
-    """Rows that an undo would bring back now."""
-    return max(0, report.overwritten - report.changed_since - report.missing - report.already_undone)
+    if before_incident and report.complete:
+        close = f"'dionysus-sync-mcp incidents --close {before_incident} --reason recovered'"
+        console.print(f"  If all is well: {close}.")
 
 
 def show_undo(report: UndoReport, console: Console) -> None:
     """What an undo did, or would do."""
     show_warnings(console, report.warnings)
-    rows = (
-        f"{undoable(report)} would be brought back" if report.dry_run else f"{report.restored} brought back, verified"
-    )
+    done = "would be brought back" if report.dry_run else "brought back, verified"
     console.print(
-        f"recovery {report.recovery_id} overwrote {report.overwritten} rows: {rows}; "
+        f"recovery {report.recovery_id} overwrote {report.overwritten} rows: {report.restored} {done}; "
         f"{report.changed_since} changed since, {report.missing} not here any more, "
         f"{report.already_undone} brought back before"
     )

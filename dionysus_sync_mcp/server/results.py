@@ -1,12 +1,13 @@
 """What the tools return beyond the engine's reports: shaped for a model, which reads the structured result only."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dionysus_sync_mcp.domain.errors import RecoveryShortfall
 from dionysus_sync_mcp.domain.text import defused
-from dionysus_sync_mcp.engine.reports import RecoveryPlan, RecoveryReport, Report
+from dionysus_sync_mcp.engine.reports import IncidentReport, RecoveryPlan, RecoveryReport, Report
 
 NAMED_REASONS = 3
 
@@ -33,15 +34,21 @@ def planned(plan: RecoveryPlan, *, can_ask: bool) -> Recovery:
     return Recovery(phase="planned", next_step=next_step, plan=plan)
 
 
-def done(report: RecoveryReport) -> Recovery:
+def done(report: RecoveryReport, incidents: Sequence[IncidentReport]) -> Recovery:
     """The reply to a call with a plan's id.
+
+    Args:
+        incidents: Those that are open, newest first.
 
     Raises:
         RecoveryShortfall: Not all of what was planned is here and verified.
     """
     if not report.complete:
         raise shortfall(report)
-    return Recovery(phase="done", next_step=report.next_step, report=report)
+    # Only a person closes an incident; until then every status names it.
+    close = "'dionysus-sync-mcp incidents --close {} --reason recovered' closes the incident, if the user is content."
+    next_step = f"{report.next_step} {close.format(incidents[0].id)}" if incidents else report.next_step
+    return Recovery(phase="done", next_step=next_step, report=report)
 
 
 def declined(plan_id: str, action: Literal["accept", "decline", "cancel"]) -> Recovery:

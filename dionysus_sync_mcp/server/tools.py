@@ -239,9 +239,10 @@ async def recover_from_remote(
     runtime = await _runtime(ctx)
     if not _agreed(agreement):
         return declined(plan_id or "", agreement.action)
-    _require_stores(await _status(runtime, started))
+    status = await _status(runtime, started)
+    _require_stores(status)
     if plan_id is not None:
-        return done(await runtime.run_recovery(plan_id, on_progress=_Progress(ctx)))
+        return done(await runtime.run_recovery(plan_id, on_progress=_Progress(ctx)), status.incidents)
     plan = await runtime.plan_recovery(
         Scope(projects, _texts(sessions), _texts(memory_ids)),
         as_of=as_of,

@@ -17,10 +17,11 @@ from dionysus_sync_mcp.domain.errors import DionysusError, InputError, Unavailab
 from dionysus_sync_mcp.engine.ports.query import Filters
 from dionysus_sync_mcp.engine.ports.shared import Scope
 from dionysus_sync_mcp.engine.query import QueryRequest
+from dionysus_sync_mcp.engine.reports import IncidentReport, StatusReport
 from dionysus_sync_mcp.server.app import INSTRUCTIONS, Server, build
 from dionysus_sync_mcp.server.tools import explain, tools
 from tests.commands import COMMAND
-from tests.server.fake import MEMORY_ID, PLAN_ID, FakeProgram, fake_app
+from tests.server.fake import MEMORY_ID, PLAN_ID, RECOVERY_ID, FakeProgram, fake_app
 
 NAMES = ["sync_now", "get_sync_status", "recover_from_remote", "query_cross_project"]
 ERAS = [("auto", "2026-07-28"), ("legacy", "2025-11-25")]
@@ -356,3 +357,26 @@ async def test_a_run_that_falls_short_is_an_error_with_counts(program: FakeProgr
     assert "2 restored, 2 verified, 0 already there, 1 refused" in text
     assert f"{MEMORY_ID}: content is too long" in text
     assert "Plan again" in text
+
+
+async def test_after_a_run_the_agent_hears_how_the_incident_is_closed(
+    program: FakeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the user, with a command; until then every status names it."""
+    moment = datetime(2026, 8, 1, tzinfo=UTC)
+    incident = IncidentReport(
+        id=RECOVERY_ID, kind="drop", summary="Gone.", detected_at=moment, restore_point=moment, last_at=moment, rows=3
+    )
+    report = (await program.status()).model_copy(update={"incidents": [incident], "open_incidents": 1})
+
+    async def status(_timeout: float = 1.5) -> StatusReport:
+        return report
+
+    async with client_of(program) as client:
+        before = (await client.call_tool("recover_from_remote", {"plan_id": PLAN_ID})).structured_content
+        monkeypatch.setattr(program, "status", status)
+        after = (await client.call_tool("recover_from_remote", {"plan_id": PLAN_ID})).structured_content
+    assert before is not None
+    assert after is not None
+    assert "--close" not in before["next_step"]
+    assert f"'dionysus-sync-mcp incidents --close {RECOVERY_ID} --reason recovered'" in after["next_step"]
