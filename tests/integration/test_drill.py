@@ -28,7 +28,7 @@ async def settled(program: Runtime) -> None:
     async def pushed() -> bool:
         return (await program.sync(embed=False)).result == "success"
 
-    await until(pushed, what="everything is pushed", seconds=30)
+    await until(pushed, what="everything is pushed", seconds=60)
     await program.guard.note_definition_once()
 
 
