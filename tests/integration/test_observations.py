@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 
@@ -15,11 +16,13 @@ from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.observing import PostgresObserving
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
+from dionysus_sync_mcp.domain.destruction import Sight
 from dionysus_sync_mcp.domain.errors import DatabaseMissing
 from tests.integration.roles import role_of
 from tests.integration.stores import INSERT, Client, operations, plain_client, queue, uid
 from tests.services import postgres
 from tests.services.local_store import opened, opened_by_older
+from tests.services.waiting import until
 
 RELEASED = 4  # migrations that a released program before this one had
 OBSERVED = "SELECT kind, row_count, detail FROM dionysus_sync.observations ORDER BY seq"
@@ -34,6 +37,10 @@ CARELESS = "CREATE COLLATION careless (provider = icu, locale = 'und-u-ks-level2
 OWNED_BY_SUPERUSERS = (
     "SELECT DISTINCT rolsuper FROM pg_event_trigger JOIN pg_proc ON pg_proc.oid = evtfoid"
     " JOIN pg_roles ON pg_roles.oid = proowner"
+)
+WAITING = (
+    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
+    " WHERE NOT granted AND datname = current_database()"
 )
 LOCKS = "SELECT mode FROM pg_locks WHERE relation = 'memories'::regclass AND pid = pg_backend_pid()"
 
@@ -645,6 +652,29 @@ async def test_a_delete_that_commits_late_is_accounted_for(
     after = await seeing.sight(between.last_seq)
     assert (between.rows, after.rows, after.last_seq) == (2, 1, 2)
     assert after.gone >= 1
+
+
+@pytest.mark.parametrize("statement", ["TRUNCATE memories", "ALTER TABLE memories RENAME TO old"])
+async def test_a_look_is_taken_again_where_the_table_went_meanwhile(
+    client: Client, seeing: PostgresObserving, migrated_database_url: str, statement: str
+) -> None:
+    """Rows that are gone for a look whose snapshot does not have their observation yet are not taken for lost."""
+    await fill(client, 3)
+    seen: list[Sight] = []
+
+    async def look() -> None:
+        seen.append(await seeing.sight(0))
+
+    async def waits() -> bool:
+        return bool(await another.fetchval(WAITING))
+
+    async with plain_client(migrated_database_url) as another, anyio.create_task_group() as tasks:
+        await client.execute(f"BEGIN; {statement}")
+        tasks.start_soon(look)
+        await until(waits, what="the look has begun and waits for the table", seconds=15)
+        await client.execute("COMMIT")
+    truncated = statement.startswith("TRUNCATE")
+    assert [(s.table is None, s.rows, s.gone) for s in seen] == [(False, 0, 3) if truncated else (True, None, 0)]
 
 
 async def test_numbers_that_begin_again_are_understood(client: Client, seeing: PostgresObserving) -> None:
