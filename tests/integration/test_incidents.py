@@ -13,6 +13,7 @@ from dionysus_sync_mcp.engine.status import INCIDENT
 from dionysus_sync_mcp.runtime import Runtime, open_runtime
 from dionysus_sync_mcp.settings import Settings
 from tests.commands import COMMAND
+from tests.integration.roles import role_of
 from tests.integration.stores import Client, graph, plain_client
 from tests.services.local_store import NOBODY, running
 from tests.services.receiver import Receiver, receiver
@@ -225,3 +226,40 @@ async def test_a_process_that_was_not_there_sees_what_has_changed(
         async with running(migrated_database_url, empty_neo4j) as program:
             await program.detector.watch_once()
             assert await kinds(program) == [("table_missing", 100)]
+
+
+WATCHED: dict[str, tuple[str, list[tuple[str, int]]]] = {
+    "emptied": ("TRUNCATE memories", [("truncate", 100)]),
+    "dropped": ("DROP TABLE memories", [("table_missing", 100)]),
+    "another table": ("DROP TABLE memories; CREATE TABLE memories (id uuid PRIMARY KEY)", [("table_recreated", 100)]),
+    "a column dropped": ("ALTER TABLE memories DROP COLUMN tags", [("alter", 100)]),
+    "content cut": ("ALTER TABLE memories ALTER content TYPE varchar(3) USING left(content, 3)", [("alter", 100)]),
+    "triggers off": ("ALTER TABLE memories DISABLE TRIGGER USER", [("capture_off", 0)]),
+    "the queue dropped": ("DROP TABLE dionysus_sync.sync_queue", [("bookkeeping_missing", 0)]),
+    "rows lost uncaptured": (
+        "ALTER TABLE memories DISABLE TRIGGER USER; DELETE FROM memories; ALTER TABLE memories ENABLE TRIGGER USER",
+        [("capture_off", 0), ("rows_missing", 100)],
+    ),
+}
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("name", WATCHED)
+async def test_without_the_rights_of_a_superuser_looks_find_it(name: str, database_url: str, empty_neo4j: str) -> None:
+    """All that can be seen: the database itself tells of nothing but rows and an emptied table."""
+    rights = "GRANT CREATE ON DATABASE {name} TO {{role}}; GRANT CREATE, USAGE ON SCHEMA public TO {{role}}"
+    command, expected = WATCHED[name]
+    async with plain_client(database_url) as client:
+        database = await client.fetchval("SELECT quote_ident(current_database())")
+        async with (
+            role_of(client, database_url, rights.format(name=database)) as url,
+            plain_client(url) as owner,
+            running(url, empty_neo4j) as program,
+        ):
+            await program.init(dry_run=False)
+            await owner.execute(FILL)
+            await program.detector.watch_once()
+            await owner.execute(command)
+            for _ in range(2):
+                await program.guard.look()
+                assert sorted(await kinds(program)) == expected
