@@ -21,9 +21,7 @@ from dionysus_sync_mcp.domain.destruction import (
     Observation,
     Sight,
     Thresholds,
-    compare,
     could_be_burst,
-    database_missing,
     details_of,
     is_loss,
     judge,
@@ -40,6 +38,7 @@ from dionysus_sync_mcp.domain.errors import (
     Unavailable,
 )
 from dionysus_sync_mcp.domain.text import defused, storable
+from dionysus_sync_mcp.domain.watching import compare, database_missing
 from dionysus_sync_mcp.engine.alerts import body_of
 from dionysus_sync_mcp.engine.ports.alerts import AlertSink, DueAlert
 from dionysus_sync_mcp.engine.ports.incidents import IncidentBook, Observing, RemoteIncidents

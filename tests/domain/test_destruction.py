@@ -20,15 +20,14 @@ from dionysus_sync_mcp.domain.destruction import (
     Sight,
     Thresholds,
     Who,
-    compare,
     could_be_burst,
-    database_missing,
     details_of,
     incident_id,
     judge,
     questions,
     widened,
 )
+from dionysus_sync_mcp.domain.watching import compare, database_missing
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 STORE = "0b7a5f0e-8f1d-4f0e-9a37-1a6f3f7f9a11"
