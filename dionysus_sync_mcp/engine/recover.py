@@ -187,6 +187,7 @@ class Recoverer:
         Raises:
             InputError: The time or the incident cannot be used, or nothing of a name is in either store.
         """
+        _check_wish(wish)
         _check_time(wish, now)
         await self._push_what_waits()
         facts = await self._circumstances(wish, now)
@@ -465,6 +466,13 @@ class Recoverer:
                 if on_progress:
                     told = f"{tally.done} of {tally.planned} memories verified"
                     await on_progress(tally.done, tally.planned, told)
+
+
+def _check_wish(wish: RecoveryWish) -> None:
+    if wish.overwrite_newer and wish.only_missing:
+        raise InputError(
+            "overwrite_newer and only_missing say the opposite", where="overwrite_newer", hint="Give one of them."
+        )
 
 
 def _check_time(wish: RecoveryWish, now: datetime) -> None:

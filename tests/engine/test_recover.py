@@ -317,6 +317,7 @@ async def test_a_recovery_goes_back_to_a_time() -> None:
         (RecoveryWish(Scope(projects=("P",))), "project 'P' is in neither store.*instance: p"),
         (RecoveryWish(Scope(sessions=("s",))), "session s is in neither store"),
         (RecoveryWish(Scope(memory_ids=("m",))), "memory m is in neither store"),
+        (RecoveryWish(Scope(), overwrite_newer=True, only_missing=True), "say the opposite"),
     ],
 )
 async def test_what_cannot_be_planned_is_said(wish: RecoveryWish, words: str) -> None:
