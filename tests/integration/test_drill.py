@@ -7,7 +7,7 @@ import pytest
 from dionysus_sync_mcp.adapters.postgres.drilling import MARK, PREFIX, PostgresDrilling
 from dionysus_sync_mcp.adapters.statements import load_sql
 from dionysus_sync_mcp.engine.drill import NO_RIGHT
-from dionysus_sync_mcp.runtime import Runtime
+from dionysus_sync_mcp.runtime import Runtime, utc_now
 from tests.integration.roles import role_of
 from tests.integration.stores import INSERT, Client, graph, images, plain_client, remote_digest, uid
 from tests.integration.test_recover import ODD_COLUMNS, ODD_ROWS
@@ -72,6 +72,8 @@ async def test_everything_comes_back_in_a_scratch_schema_that_is_gone_afterwards
     assert (status.last_drill.result, status.last_drill.verified) == ("passed", 35)
     audited = "SELECT count(*) FROM dionysus_sync.sync_events WHERE error_message LIKE 'drill passed: 35 verified%'"
     assert await client.fetchval(audited) == 1
+    await client.execute("TRUNCATE memories")
+    assert await client.fetchval(OBSERVED) == observed + 1
 
 
 @pytest.mark.promise("P6")
@@ -94,6 +96,19 @@ async def test_a_remote_store_that_was_edited_by_hand_fails_the_drill(
     status = await program.status()
     assert any("drill" in warning and "1 memories did not come back" in warning for warning in status.warnings)
     assert await schemas(client) == []
+
+
+async def test_the_background_drills_by_the_age_of_the_last_one_on_record(program: Runtime, client: Client) -> None:
+    """Of whatever process: once, and again when a day is over."""
+    await some(program, client, 3)
+    job = program._driller.drill_if_due
+    for _ in range(3):
+        await job(utc_now())
+    assert [r[0] for r in await client.fetch(DRILLS)] == ["passed"]
+    await client.execute("UPDATE dionysus_sync.drills SET finished_at = finished_at - interval '24 hours'")
+    for _ in range(2):
+        await job(utc_now())
+    assert [r[0] for r in await client.fetch(DRILLS)] == ["passed"] * 2
 
 
 async def test_what_waits_in_the_queue_is_left_out(program: Runtime, client: Client) -> None:
