@@ -199,7 +199,7 @@ def purge(
     *,
     older_than: Annotated[
         timedelta | None,
-        typer.Option(parser=span, metavar="SPAN", help="History older than this: 12h, 90d, 2w."),
+        typer.Option(parser=span, metavar="SPAN", help="History older than this, a day at least: 90d, 2w, 36h."),
     ] = None,
     memory_ids: Annotated[
         list[UUID] | None, typer.Option("--memory", help="All that is kept of this memory; can be repeated.")
