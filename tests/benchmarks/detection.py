@@ -41,11 +41,11 @@ PLACE = "SELECT oid::text || relfilenode FROM pg_class WHERE oid = to_regclass('
 COUNT = "SELECT count(*)::text FROM public.memories"
 LENGTH = "SELECT sum(length(content))::text FROM public.memories"
 TYPES = (
-    "SELECT string_agg(attname || atttypid || atttypmod, ' ' ORDER BY attnum) FROM pg_attribute"
+    "SELECT string_agg(concat(attname, atttypid, atttypmod), ' ' ORDER BY attnum) FROM pg_attribute"
     " WHERE attrelid = to_regclass('public.memories')"
 )
 TRIGGERS = (
-    "SELECT string_agg(tgname || tgenabled, ' ' ORDER BY tgname) FROM pg_trigger"
+    "SELECT string_agg(concat(tgname, tgenabled), ' ' ORDER BY tgname) FROM pg_trigger"
     " WHERE tgrelid = to_regclass('public.memories')"
 )
 BOOKKEEPING = "SELECT to_regnamespace('dionysus_sync')::text"
