@@ -34,6 +34,8 @@ READY = (
 )
 ON_RECORD = "SELECT count(*) FROM dionysus_sync.incidents"
 ON_REMOTE_RECORD = "MATCH (i:Incident) RETURN count(i)"
+MISS_BARELY = "CREATE (b:BareRecord) RETURN 1"
+MISSED_BARELY = "MATCH (b:BareRecord) RETURN count(b)"
 BARE_RECORD = "CREATE SCHEMA bare; CREATE TABLE bare.record (seen_at timestamptz)"
 RECORD_BARELY = "INSERT INTO bare.record VALUES (clock_timestamp())"
 RECORDED_BARELY = "SELECT count(*) FROM bare.record"
@@ -68,12 +70,11 @@ DESTRUCTIONS = (
     Destruction("DROP SCHEMA public", "DROP SCHEMA public CASCADE; CREATE SCHEMA public", PLACE),
     Destruction("a column narrowed", "ALTER TABLE memories ALTER COLUMN content TYPE varchar(10) USING 'x'", TYPES),
     Destruction("RENAME", "ALTER TABLE memories RENAME TO memories_old", PLACE),
-    Destruction("triggers disabled", "ALTER TABLE memories DISABLE TRIGGER USER", TRIGGERS, told=False),
+    Destruction("triggers disabled", "ALTER TABLE memories DISABLE TRIGGER USER", TRIGGERS),
     Destruction(
         "rows gone behind the capture",
         "ALTER TABLE memories DISABLE TRIGGER USER; DELETE FROM memories; ALTER TABLE memories ENABLE TRIGGER USER",
         COUNT,
-        told=False,
     ),
     Destruction("our own schema dropped", "DROP SCHEMA dionysus_sync CASCADE", BOOKKEEPING, told=False),
 )
@@ -102,7 +103,8 @@ async def benchmark(stores: Stores) -> Section:
             (told if kind.told else watched).extend(ours)
         stores.say(f"detection: {DATABASE}")
         gone = [await _database_gone(stores, template) for _ in range(ROUNDS)]
-        figures.append(Figure(DATABASE, statistics.median(gone), "s"))
+        missed = [await _database_missed(stores, template) for _ in range(ROUNDS)]
+        figures.append(Figure(DATABASE, statistics.median(gone), "s", statistics.median(missed)))
         watched.extend(gone)
     longest = [
         Figure("longest, of what the database tells of", max(told), "s", goal=Goal("value", "<", 1)),
@@ -129,17 +131,39 @@ async def _ours(stores: Stores, template: str, kind: Destruction) -> float:
 
 
 async def _database_gone(stores: Stores, template: str) -> float:
-    async with _watched(stores, template) as url, stores.bare_neo4j() as driver:
-        (before,) = await one_value(driver, ON_REMOTE_RECORD)
-        name = urlsplit(url).path[1:]
-        drop = f'DROP DATABASE "{name}" WITH (FORCE)'
+    async with _watched(stores, template) as url:
+        return await _delay_of_loss(stores, url, ON_REMOTE_RECORD)
+
+
+async def _database_missed(stores: Stores, template: str) -> float:
+    async with postgres.copy_of(template) as url, anyio.create_task_group() as tasks:
+        await tasks.start(_miss, stores, url)
+        taken = await _delay_of_loss(stores, url, MISSED_BARELY)
+        tasks.cancel_scope.cancel()
+    return taken
+
+
+async def _delay_of_loss(stores: Stores, url: str, count: str) -> float:
+    drop = f'DROP DATABASE "{urlsplit(url).path[1:]}" WITH (FORCE)'
+    async with stores.bare_neo4j() as driver, bare_postgres(postgres.with_database(url, "postgres")) as client:
+        (before,) = await one_value(driver, count)
 
         async def on_record() -> bool:
-            return bool((await one_value(driver, ON_REMOTE_RECORD))[0] > before)
+            return bool((await one_value(driver, count))[0] > before)
 
-        server = postgres.with_database(url, "postgres")
-        async with bare_postgres(server) as client:
-            return await _delay(lambda: client.execute(drop), on_record, what="the loss of the database is on record")
+        return await _delay(lambda: client.execute(drop), on_record, what="the loss of the database is on record")
+
+
+async def _miss(stores: Stores, url: str, *, task_status: TaskStatus[None]) -> None:
+    """Connects again and again, and notes in the remote store when there is no such database, until cancelled."""
+    async with stores.bare_neo4j() as driver:
+        task_status.started()
+        await until(lambda: _gone(url), what="the database is missed", seconds=GIVE_UP, pause=WATCHED_EVERY)
+        await one_value(driver, MISS_BARELY)
+
+
+async def _gone(url: str) -> bool:
+    return not await postgres.answers(url)
 
 
 async def _bare(template: str, kind: Destruction) -> float:
