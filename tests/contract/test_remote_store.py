@@ -519,6 +519,34 @@ class RemoteContract:
             await bench.remote.note_definition(LAPTOP, text)
         assert await bench.remote.definitions() == {LAPTOP.id: '{"columns": 2}'}
 
+    @pytest.mark.promise("P4")
+    async def test_every_definition_stays_known(self, bench: Bench) -> None:
+        """In the order in which they were noted; the same once more is no other one."""
+        for identity, text in ((LAPTOP, "1"), (LAPTOP, "2"), (LAPTOP, "2"), (DESKTOP, "other"), (LAPTOP, "1")):
+            await bench.remote.note_definition(identity, text)
+        history = await bench.remote.definition_history(LAPTOP.id)
+        assert [text for _, text in history] == ["1", "2", "1"]
+        assert sorted(at for at, _ in history) == [at for at, _ in history]
+        assert await bench.remote.definition_history("another") == []
+
+    async def test_references_are_read_in_pages_of_sources(self, bench: Bench) -> None:
+        """Those of memories in scope, without those that were removed."""
+        await push(bench, *(change(version(1), id_=id_) for id_ in "abcd"))
+        ends = [("a", "b"), ("a", "c"), ("b", "a"), ("c", "d"), ("d", "a")]
+        rows = [{"source_id": a, "target_id": b, "context": "see", "created_at": minute(1)} for a, b in ends]
+        gone = {**rows[3], "deleted": True, "changed_at": minute(2)}
+        await bench.remote.write(RemoteBatch(LAPTOP, (), references=[*rows, gone]))
+
+        async def page(scope: Scope, after: str) -> list[tuple[str, str]]:
+            found = await bench.remote.references(scope, after, 2)
+            assert all((row["context"], row["created_at"]) == ("see", minute(1)) for row in found)
+            return sorted((row["source_id"], row["target_id"]) for row in found)
+
+        assert await page(EVERYTHING, "") == [("a", "b"), ("a", "c"), ("b", "a")]
+        assert await page(EVERYTHING, "b") == [("d", "a")]
+        assert await page(EVERYTHING, "d") == []
+        assert await page(Scope(memory_ids=("b", "d")), "") == [("b", "a"), ("d", "a")]
+
     @pytest.mark.promise("P2")
     @ON_A_STORE
     @given(plan=deliveries_in_two_orders())

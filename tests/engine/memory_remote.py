@@ -71,7 +71,8 @@ class MemoryRemote:
     async def note_definition(self, identity: StoreIdentity, definition: str) -> None:
         """The newest one wins."""
         self.stores.setdefault(identity.id, NEVER_PUSHED)
-        self.noted_before.setdefault(identity.id, []).append(definition)
+        if self.noted.get(identity.id) != definition:
+            self.noted_before.setdefault(identity.id, []).append(definition)
         self.noted = {identity.id: definition, **{i: text for i, text in self.noted.items() if i != identity.id}}
 
     async def digests(self, scope: Scope, after: str, limit: int) -> list[Digest]:
