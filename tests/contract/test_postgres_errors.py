@@ -7,7 +7,15 @@ import pytest
 from asyncpg import exceptions as pg
 
 from dionysus_sync_mcp.adapters.postgres.database import POOLED, in_our_words, our_errors
-from dionysus_sync_mcp.domain.errors import AccessRefused, DionysusError, Refused, SchemaMismatch, TooLarge, Unavailable
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DatabaseMissing,
+    DionysusError,
+    Refused,
+    SchemaMismatch,
+    TooLarge,
+    Unavailable,
+)
 
 ROOTS = (pg.PostgresError, pg.InterfaceError, pg.InternalClientError)
 CLASSES = [
@@ -68,7 +76,7 @@ def test_the_drivers_own_words_for_a_connection_that_ends_are_not_handed_on(erro
         (pg.OutdatedSchemaCacheError, Unavailable),
         (pg.InvalidPasswordError, AccessRefused),
         (pg.InsufficientPrivilegeError, AccessRefused),
-        (pg.InvalidCatalogNameError, AccessRefused),
+        (pg.InvalidCatalogNameError, DatabaseMissing),
         (pg.UndefinedTableError, SchemaMismatch),
         (pg.UndefinedColumnError, SchemaMismatch),
         (pg.ProgramLimitExceededError, TooLarge),
