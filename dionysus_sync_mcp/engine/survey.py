@@ -16,7 +16,7 @@ from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.memory import broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import Action, PlanClass, State, Wishes, action_of, class_of, fingerprint
 from dionysus_sync_mcp.engine.ports.history import EVERY_ID, Concern, LocalRows, RemoteHistory, Span
-from dionysus_sync_mcp.engine.ports.shared import OnProgress
+from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.reports import RecoveryClass
 from dionysus_sync_mcp.engine.tasks import first_error
 
@@ -123,6 +123,19 @@ class Surveyor:
         for one in found:
             whole.add(one.survey)
         return whole
+
+    async def reshaped(self, scope: Scope, choices: Sequence[Choice]) -> list[Choice]:
+        """The same, of rows in a table that has got other columns since: they have other hashes, and no other version.
+
+        A row that somebody has changed meanwhile stays as it was seen, so that it is not overwritten.
+        """
+        rows = {memory_id: row async for page in self._rows.rows(scope, EVERY_ID) for memory_id, row in page}
+        return [
+            choice._replace(here=now)
+            if choice.here and (now := rows.get(choice.there.memory_id)) and now.version == choice.here.version
+            else choice
+            for choice in choices
+        ]
 
     async def _lane(
         self, turns: Iterator[int], spans: Sequence[Span], found: "Sequence[_Findings]", progress: "_Progress"
