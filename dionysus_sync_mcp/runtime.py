@@ -289,6 +289,7 @@ class Runtime:
             self.installer,
             standing=self._status.standing,
             alert=lambda alerts: self.alerter.raise_alerts(alerts),
+            altered=self._altered,
             seconds=seconds,
         )
 
@@ -305,6 +306,9 @@ class Runtime:
 
     async def _incident_open(self) -> bool:
         return bool(await self._records.open())
+
+    async def _altered(self) -> bool:
+        return any(incident.kind == "alter" for incident in await self._records.open())
 
     def _jobs(self, settings: Settings) -> list[Job]:
         self.alerter = Alerter(self.alerts, self._sink, settings.dionysus_project)

@@ -24,6 +24,8 @@ FULL_EVERY = 12
 # A comparison that takes long is made more seldom: no more than this part of the time goes into it.
 BUSY_SHARE = 50
 REPEAT_SHARE = 5
+# While somebody has to say which side counts.
+HELD_SECONDS = 30.0
 LIMIT = 1000
 UNASKED_LIMIT = 10_000
 REBUILD_PAGE = 1000
@@ -42,12 +44,17 @@ SYNC_FIRST = "Call sync_now, then verify again."
 
 @dataclass(slots=True)
 class _Repair:
-    """What a repair may do, and what it did."""
+    """What a repair may do, and what it did.
+
+    Attributes:
+        held: Whether rows that differ at one version wait for a person: an incident may have changed them.
+    """
 
     reason: Reason
     limit: int
     prefer: Side | None
     dry_run: bool
+    held: bool = False
     mended: dict[DriftClass, int] = field(default_factory=dict)
     refused: dict[DriftClass, Mapping[str, str]] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
@@ -55,6 +62,8 @@ class _Repair:
     def action(self, drift: DriftClass, found: Comparison) -> Action | None:
         """What it does about a class; rows of a database that went back in time wait for a person's word."""
         if drift == "older_here" and found.behind and not self.prefer:
+            return None
+        if drift == "different" and self.held:
             return None
         return repair_of(drift, self.prefer, self.reason)
 
@@ -79,6 +88,8 @@ class Verifier:
     Args:
         standing: Where this store stands beside what the remote remembers of it: whether it went back in time.
         alert: Puts alerts on record; how many were new.
+        altered: Whether an incident is open that has changed rows without any trigger's firing, such as a column of
+            another type: what is here does not count before it is closed, or recovered.
         seconds: Between two comparisons that the background loop makes; 0: none but those that something calls for.
     """
 
@@ -93,6 +104,7 @@ class Verifier:
         *,
         standing: Callable[[], Awaitable[Standing | None]],
         alert: Callable[[list[NewAlert]], Awaitable[int]],
+        altered: Callable[[], Awaitable[bool]],
         seconds: float,
     ) -> None:
         self._comparer = comparer
@@ -103,6 +115,7 @@ class Verifier:
         self._installation = installation
         self._standing = standing
         self._alert = alert
+        self._altered = altered
         self._seconds = seconds
         self._took = 0.0
         self._rebuilt_to = ""
@@ -153,8 +166,11 @@ class Verifier:
         return None if last is None else queued
 
     async def _compare_as_due(self, due: Due) -> float:
-        repair = _Repair("gap" if due.gap else "wiped", UNASKED_LIMIT, None, dry_run=False)
+        held = due.gap and await self._altered()
+        repair = _Repair("gap" if due.gap else "wiped", UNASKED_LIMIT, None, dry_run=False, held=held)
         _, found = await self._verify("full", repair)
+        if held and found.drift.get("different"):
+            return HELD_SECONDS
         # What was captured before the reason came up may be followed by a change that was not.
         early = found.oldest_waiting_at is not None and found.oldest_waiting_at <= due.since
         if found.skipped or early or repair.waiting(found):

@@ -17,7 +17,7 @@ from dionysus_sync_mcp.engine.ports.alerts import NewAlert
 from dionysus_sync_mcp.engine.ports.verify import Due, Seen
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.status import StatusReader
-from dionysus_sync_mcp.engine.verify import FULL_EVERY, LOOK_SECONDS, Verifier
+from dionysus_sync_mcp.engine.verify import FULL_EVERY, HELD_SECONDS, LOOK_SECONDS, Verifier
 from tests.engine.memory_local import START, MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 from tests.engine.memory_verify import MemoryComparing, MemoryVerifying
@@ -32,6 +32,7 @@ class Bench:
     local: MemoryLocal = field(default_factory=MemoryLocal)
     remote: MemoryRemote = field(default_factory=MemoryRemote)
     alerts: list[NewAlert] = field(default_factory=list)
+    incident_open: bool = False
 
     def __post_init__(self) -> None:
         self.here = MemoryVerifying(self.local)
@@ -48,12 +49,16 @@ class Bench:
             self.local,
             standing=StatusReader((), self.local, self.remote, self.remote, "0").standing,
             alert=self._alert,
+            altered=self._altered,
             seconds=SECONDS,
         )
 
     async def _alert(self, alerts: list[NewAlert]) -> int:
         self.alerts += alerts
         return len(alerts)
+
+    async def _altered(self) -> bool:
+        return self.incident_open
 
     async def push(self) -> None:
         """Until nothing is left."""
@@ -551,6 +556,22 @@ async def test_a_sweep_tells_people_of_what_it_does_not_mend(bench: Bench) -> No
     assert uid(1) in bench.remote.nodes
     assert {alert.key.split(":")[1] for alert in bench.alerts} == {"missing_here"}
     assert len({alert.key for alert in bench.alerts}) == 1
+
+
+@pytest.mark.promise("P7")
+async def test_what_an_incident_changed_unseen_is_not_sent_before_somebody_decides(bench: Bench) -> None:
+    """A column that was cut changes rows without a trigger: what is here counts once the incident is closed."""
+    row = bench.local.table[uid(1)]
+    bench.local.table[uid(1)] = replace(row, properties=row.properties._replace(content="cut"))
+    bench.here.due_ = Due(START, True)
+    bench.incident_open = True
+    assert await bench.verifier.check_once() == HELD_SECONDS
+    await bench.push()
+    assert (bench.remote.nodes[uid(1)].memory.content == "cut", bench.here.due_ is None) == (False, False)
+    bench.incident_open = False
+    await bench.verifier.check_once()
+    await bench.push()
+    assert (bench.remote.nodes[uid(1)].memory.content == "cut", bench.here.due_ is None) == (True, True)
 
 
 @pytest.mark.parametrize("gap", [True, False])
