@@ -112,10 +112,10 @@ RETURN collect([m.id, s.sync_version, s.content_hash, null, s.content, s.memory_
 MATCH (h:MemoryVersion) RETURN toString(min(h.changed_at)) AS begins
 
 // known_stores //
-// [id, when it pushed first, when last, from before when its history was purged] of the local stores that have written here,
-// ISO 8601 text. No parameters.
+// [id, where it is, when it pushed first, when last, from before when its history was purged] of the local stores that have
+// written here, times as ISO 8601 text. No parameters.
 MATCH (s:Store) WHERE s.id IS :: STRING NOT NULL
-RETURN collect([s.id, toString(s.begun_at), toString(s.last_push_at), toString(s.purged_before)]) AS stores
+RETURN collect([s.id, s.place, toString(s.begun_at), toString(s.last_push_at), toString(s.purged_before)]) AS stores
 
 // unknown_names //
 // [projects, sessions, memories] of $projects, $sessions and $memory_ids that there have never been any of.

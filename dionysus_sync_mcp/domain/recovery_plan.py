@@ -224,24 +224,28 @@ class KnownStore(NamedTuple):
 
     Attributes:
         purged_before: Of its memories' history from before this time, a purge has left only what they were then.
+        place: The same for the same database, `None` where that is not known.
     """
 
     id: str
     begun_at: datetime | None = None
     last_push_at: datetime | None = None
     purged_before: datetime | None = None
+    place: str | None = None
 
 
 def stores_before(own: str, stores: Iterable[KnownStore]) -> frozenset[str]:
-    """Those that have not pushed since this one did for the first time: it may be in the place of one of them.
+    """Those that were in the place of this one, and have not pushed since it did for the first time.
 
     A database that was lost, or whose bookkeeping was, is another store when it is made again.
     """
     known = list(stores)
-    begun = next((store.begun_at for store in known if store.id == own), None)
-    if begun is None:
+    here = next((store for store in known if store.id == own), None)
+    if here is None or here.begun_at is None or here.place is None:
         return frozenset()
-    return frozenset(s.id for s in known if s.id != own and (s.last_push_at is None or s.last_push_at < begun))
+    begun = here.begun_at
+    there = [store for store in known if store.place == here.place and store.id != own]
+    return frozenset(store.id for store in there if store.last_push_at is None or store.last_push_at < begun)
 
 
 def lacking(concerned: Iterable[Incident], known: int) -> int:

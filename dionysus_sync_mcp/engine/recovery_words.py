@@ -20,7 +20,7 @@ class Stores:
     Attributes:
         own: Its id; `None` where the database is no local store yet.
         known: Whether the remote store knows it.
-        before: Of the others, those in whose place it may be.
+        before: Of the others, those in whose place it is.
         left_out: Memories of stores that a plan is not about.
         purged_before: Of the history from before this time, a purge has left only what memories were then.
     """
@@ -105,8 +105,8 @@ def store_warnings(stores: "Stores") -> list[str]:
         )
     if stores.before:
         warnings.append(
-            f"This plan is also about the memories of {len(stores.before)} local stores that have not been at work "
-            "since this one was: it may be in the place of one of them."
+            f"This plan is also about the memories of {len(stores.before)} local stores that were in the place of this "
+            "one before it."
         )
     if stores.left_out > 0:
         number = len(stores.others) - len(stores.before)

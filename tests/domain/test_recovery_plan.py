@@ -279,12 +279,18 @@ def test_the_shape_is_that_before_it_was_lost() -> None:
     assert shape_lost([deletes], None) is None
 
 
-def test_a_store_may_be_in_the_place_of_one_that_was_at_work_before_it() -> None:
-    """Not of one that has pushed since, nor where it is not known since when this one is."""
+def test_a_store_is_in_the_place_of_one_that_was_there_before_it() -> None:
+    """Not of one elsewhere, nor of one that has pushed since, nor where it is not known since when this one is."""
     hour = timedelta(hours=1)
-    old, alive = KnownStore("old", None, NOON - hour), KnownStore("alive", None, NOON + hour)
-    assert stores_before("own", [KnownStore("own", NOON, NOON), old, alive]) == {"old"}
-    assert stores_before("own", [KnownStore("own", None, NOON), old]) == frozenset()
+    own = KnownStore("own", NOON, NOON, place="here")
+    old, alive = (
+        KnownStore("old", None, NOON - hour, place="here"),
+        KnownStore("alive", None, NOON + hour, place="here"),
+    )
+    elsewhere = KnownStore("elsewhere", None, NOON - hour, place="there")
+    assert stores_before("own", [own, old, alive, elsewhere]) == {"old"}
+    assert stores_before("own", [own._replace(begun_at=None), old]) == frozenset()
+    assert stores_before("own", [own._replace(place=None), old._replace(place=None)]) == frozenset()
     assert stores_before("own", [old]) == frozenset()
 
 

@@ -23,6 +23,7 @@ class MemoryHistory:
 
     remote: MemoryRemote
     pushes: dict[str, tuple[datetime | None, datetime | None]] = field(default_factory=dict)  # first and last
+    places: dict[str, str] = field(default_factory=dict)
 
     async def states(self, concern: Concern, span: Span, after: str, limit: int) -> list[State]:
         """A page."""
@@ -44,7 +45,10 @@ class MemoryHistory:
 
     async def known_stores(self) -> list[KnownStore]:
         """With the pushes that a test has noted."""
-        return [KnownStore(id_, *self.pushes.get(id_, (None, None))) for id_ in self.remote.stores]
+        return [
+            KnownStore(id_, *self.pushes.get(id_, (None, None)), place=self.places.get(id_))
+            for id_ in self.remote.stores
+        ]
 
     async def unknown(self, scope: Scope) -> Scope:
         """By the memories that there are, and were."""

@@ -598,17 +598,18 @@ async def test_a_store_that_the_remote_does_not_know_gets_all() -> None:
 
 
 async def test_a_store_in_the_place_of_one_that_is_gone_gets_what_that_had() -> None:
-    """It was made again, and has written something already: the lost one has not pushed since, the other one has."""
+    """It was made again, and has written something already: the lost one was at its place, the other one is not."""
     stores, _ = await two_stores()
     fresh = StoreIdentity("fresh", "epoch", 0, "never pushed")
     stores.local.rows, stores.local.entries, stores.local.identity_ = {}, {}, fresh
     stores.local.write("000009", "the first thing after the loss")
     await stores.push()
     begun = START + timedelta(hours=1)
-    stores.history.pushes = {"store": (START, START), "fresh": (begun, begun), "second": (START, begun + LIFETIME)}
+    stores.history.places = dict.fromkeys(("store", "fresh"), "here") | {"second": "there"}
+    stores.history.pushes = {"store": (START, START), "fresh": (begun, begun), "second": (START, START)}
     plan = await stores.plan()
     assert plan.will_restore == 2
-    assert any("in the place of one of them" in warning for warning in plan.warnings)
+    assert any("in the place of this one" in warning for warning in plan.warnings)
     stores.history.pushes["store"] = (START, begun + LIFETIME)
     assert (await stores.plan()).will_restore == 0
 

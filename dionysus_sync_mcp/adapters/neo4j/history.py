@@ -47,7 +47,10 @@ class History(Part):
     async def known_stores(self) -> list[KnownStore]:
         """See `RemoteHistory.known_stores`."""
         rows = await self._connection.read("known_stores", self._limits.look_seconds)
-        return [KnownStore(store, *map(_time, times)) for store, *times in rows]
+        return [
+            KnownStore(store, _time(begun), _time(last), _time(purged), place)
+            for store, place, begun, last, purged in rows
+        ]
 
     async def unknown(self, scope: Scope) -> Scope:
         """See `RemoteHistory.unknown`."""
