@@ -11,7 +11,9 @@ SET i.kind = CASE WHEN newer OR i.kind IS NULL THEN r.kind ELSE i.kind END,
     i.summary = CASE WHEN newer OR i.summary IS NULL THEN r.summary ELSE i.summary END,
     i.key = r.key, i.store = r.store,
     i.detected_at = CASE WHEN i.detected_at < datetime(r.detected_at) THEN i.detected_at ELSE datetime(r.detected_at) END,
-    i.restore_point = CASE WHEN i.restore_point < datetime(r.restore_point) THEN i.restore_point
+    i.restore_point = CASE
+      WHEN r.revision < i.revision OR r.revision = i.revision AND i.restore_point < datetime(r.restore_point)
+        THEN i.restore_point
       ELSE datetime(r.restore_point) END,
     i.last_at = CASE WHEN i.last_at > datetime(r.last_at) THEN i.last_at ELSE datetime(r.last_at) END,
     i.rows = CASE WHEN i.rows > r.rows THEN i.rows ELSE r.rows END,

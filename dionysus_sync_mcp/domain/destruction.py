@@ -253,7 +253,8 @@ def judge(seen: Evidence, thresholds: Thresholds, store: str, now: datetime) -> 
 def widened(known: Incident, seen: Incident) -> Incident:
     """An incident on record, and what was seen of it since, as one; the same one where that is nothing new.
 
-    The earlier restore point, the later end, more rows, and a who where none was known; a closed one stays closed.
+    The earlier restore point, the later end, more rows, and a who where none was known; a closed one stays closed. What
+    the database tells of an event knows just when it began; a look that finds it too only knows when all was well last.
     """
     tells = _SAYS_MORE.get(seen.kind, 0), seen.rows, seen.last_at
     newer = tells > (_SAYS_MORE.get(known.kind, 0), known.rows, known.last_at)
@@ -262,7 +263,7 @@ def widened(known: Incident, seen: Incident) -> Incident:
         kind=seen.kind if newer else known.kind,
         summary=seen.summary if newer else known.summary,
         detected_at=min(known.detected_at, seen.detected_at),
-        restore_point=min(known.restore_point, seen.restore_point),
+        restore_point=_restore_point(known, seen),
         last_at=max(known.last_at, seen.last_at),
         rows=max(known.rows, seen.rows),
         who=seen.who if known.who == NOBODY_KNOWN else known.who,
@@ -275,6 +276,13 @@ def widened(known: Incident, seen: Incident) -> Incident:
 def is_loss(incident: Incident) -> bool:
     """Whether the store's identity went with it: there is no second such incident of a store."""
     return incident.key.startswith("store:")
+
+
+def _restore_point(known: Incident, seen: Incident) -> datetime:
+    first, second = _SAYS_MORE.get(known.kind, 0), _SAYS_MORE.get(seen.kind, 0)
+    if first == second:
+        return min(known.restore_point, seen.restore_point)
+    return known.restore_point if first > second else seen.restore_point
 
 
 def details_of(incident: Incident) -> dict[str, Any]:

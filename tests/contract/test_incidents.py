@@ -218,16 +218,17 @@ async def test_the_remote_keeps_what_it_is_given(remote: RemoteIncidents) -> Non
 async def test_the_remote_widens_in_any_order(remote: RemoteIncidents) -> None:
     """Replayed and shuffled, the states of one incident come to the same."""
     earlier, later = NOW - timedelta(minutes=1), NOW + timedelta(minutes=1)
+    nine = incident(1, rows=9, restore_point=earlier, summary="nine", revision=2)
     states = [
         incident(1, who=NOBODY_KNOWN),
-        incident(1, rows=9, restore_point=earlier, summary="nine", revision=2),
-        incident(1, rows=9, last_at=later, summary="closed", closed_at=NOW, closed_reason="why", revision=3),
+        nine,
+        replace(nine, last_at=later, summary="closed", closed_at=NOW, closed_reason="why", revision=3),
     ]
     for number, order in enumerate(permutations(states), start=1):
         for state in (*order, order[0]):
             await remote.save_incidents([replace(state, id=incident(number, store=OTHER_STORE).id)])
     for found in await remote.remote_incidents(open_only=False, limit=10):
-        assert replace(found, id="") == replace(states[2], id="", restore_point=earlier, who=HOSTILE)
+        assert replace(found, id="") == replace(states[2], id="", who=HOSTILE)
 
 
 async def test_the_remote_knows_who_was_where(remote: RemoteIncidents) -> None:

@@ -343,6 +343,14 @@ def test_widening_is_idempotent_and_in_any_order_the_same() -> None:
     assert results == {(20, "twenty", at(-3), at(5), AGENT)}
 
 
+def test_a_look_does_not_make_a_restore_point_less_exact() -> None:
+    """The database has told when the table went; a look knows only when it was there last."""
+    (told,) = judged([seen(1, "drop", 0, table=7, rows=20)])
+    looked = replace(told, kind="table_missing", restore_point=at(-2), who=NOBODY_KNOWN)
+    assert widened(told, looked).restore_point == told.restore_point
+    assert widened(looked, told).restore_point == told.restore_point
+
+
 def test_a_closed_incident_stays_closed() -> None:
     """And what is closed elsewhere is closed here."""
     (base,) = judged([seen(1, "delete", 0, range(11))])

@@ -153,11 +153,11 @@ class MemoryRemoteIncidents:
 
 
 def merged(before: Incident, seen: Incident) -> Incident:
-    """What the remote store makes of two states: of kind and summary, the later revision's."""
-    newer = seen.revision >= before.revision
+    """What the remote store makes of two states: of kind, summary and restore point, the later revision's."""
     wider = widened(before, seen)
-    latest = seen if newer else before
-    return replace(wider, kind=latest.kind, summary=latest.summary, revision=max(before.revision, seen.revision))
+    latest = seen if seen.revision >= before.revision else before
+    point = min(before, seen, key=lambda i: (-i.revision, i.restore_point)).restore_point
+    return replace(wider, kind=latest.kind, summary=latest.summary, restore_point=point, revision=latest.revision)
 
 
 @dataclass
