@@ -238,7 +238,8 @@ def judge(seen: Evidence, thresholds: Thresholds, store: str, now: datetime) -> 
     gone = [_Hit(o, frozenset(o.memory_ids) - seen.live) for o in _of("delete", seen.around)]
     changed = [_Hit(o, frozenset(o.memory_ids)) for o in _of("update", seen.around)]
     lost = {id_ for hit in gone for id_ in hit.ids}
-    before = seen.population + len(lost) + sum(o.rows for o in seen.new if o.kind in ("truncate", "drop"))
+    # A table that was emptied, or is not at its name any more, by the time that it is asked, held more at the change.
+    before = max(seen.population + len(lost), *(o.rows for o in seen.new if o.kind in _EVENTS), 0)
     enough = _too_many(thresholds, before)
     bursts = (
         *_bursts("rapid_deletes", gone, thresholds.deletes + 1, seen, thresholds.seconds),

@@ -245,8 +245,15 @@ class Detector:
             population=await self._observing.population() if asked.population else lately,
             known=[i for i in await self._known() if i.store == store],
         )
+        if (asked.deleted or asked.population) and await self._emptied_since(seqs):
+            return
         found = judge(evidence, self._thresholds, store, self._clock())
         self._say(await self._book.record(found, sorted(seqs)))
+
+    async def _emptied_since(self, seqs: Collection[int]) -> bool:
+        """Whether the table that was asked is another one, or empty, since then: these are judged with that."""
+        later = [o for o in await self._observing.unjudged(PAGE) if o.seq not in seqs]
+        return any(o.kind in ("truncate", "drop", "alter") for o in later)
 
     def _population_lately(self) -> int:
         """A table that is changed all the time is not counted for each change."""

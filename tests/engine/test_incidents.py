@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import Literal
 
 import anyio
 import pytest
@@ -131,6 +132,26 @@ async def test_a_burst_is_recorded_with_an_alert_and_said_once(scene: Scene, cap
     assert [r.getMessage() for r in caplog.records] == [
         f"incident {incident.id}: 11 memories were deleted within 60 s."
     ]
+
+
+@pytest.mark.parametrize("kind", ["drop", "truncate", "alter"])
+async def test_what_goes_while_it_is_judged_makes_no_burst_of_what_was_before(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, kind: Literal["drop", "truncate", "alter"]
+) -> None:
+    """A fifth of the memories was changed by a user, and the table is gone when it is asked how many there are."""
+    detector, asked = scene.process(), scene.local.population
+
+    async def goes() -> int:
+        if scene.local.ids:
+            scene.local.observe(kind, rows=len(scene.local.ids), who=AGENT)
+            scene.local.ids.clear()
+        return await asked()
+
+    monkeypatch.setattr(scene.local, "population", goes)
+    scene.local.observe("update", range(20))
+    for _ in range(2):
+        await detector.judge_once()
+    assert scene.here() == [(kind, 100)]
 
 
 async def test_the_table_is_not_asked_without_need(scene: Scene) -> None:
