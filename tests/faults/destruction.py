@@ -333,7 +333,7 @@ class Field:
 
     async def compared(self) -> Comparison:
         """Both stores beside what was acknowledged: every row with every column, the table's shape, the context."""
-        compared, _ = await self.oracle.until_whole(LONG)
+        compared, _ = await self.oracle.until_whole(2 * SOON)
         async with plain_client(self.stores.database_url, timezone="UTC") as client:
             now = await held(client)
         compared.lost.extend(f"{id_}: not here" for id_ in self.expected.keys() - now.images.keys())
