@@ -277,18 +277,14 @@ class Recoverer:
         on_progress: OnProgress | None,
     ) -> None:
         definition = await definition_for(self._reader, self._installation, facts.shape_of)
-        before = await self._installation.definition()
+        # With no row here to overwrite there may be no table, and no bookkeeping that could tell of it.
+        before = await self._installation.definition() if any(choice.here for choice in choices) else None
         tally.notes += await self._restorer.ensure_schema(definition)
-        if any(choice.here for choice in choices) and await self._is_reshaped(before):
+        if before is not None and reshaped(await self._installation.definition() or before, before):
             choices = await self._surveyor.reshaped(planned.wish.scope, choices)
         await self._restore_pages(planned, choices, tally, on_progress)
         tally.notes += await self._restorer.complete_schema(definition)
         await self._restore_context(planned.wish.scope, tally)
-
-    async def _is_reshaped(self, before: str | None) -> bool:
-        """Whether the rows that are here have other columns, or of other types, than before."""
-        now = await self._installation.definition()
-        return before is not None and now is not None and reshaped(now, before)
 
     async def _record_stop(self, report: RecoveryReport, error: BaseException) -> None:
         """A recovery that was cut off is on record too, where the local store still takes it."""
