@@ -30,6 +30,10 @@ _OPERATIONS: dict[IncidentKind, Means] = {"rapid_deletes": "delete", "bulk_updat
 _LOSES_ROWS: frozenset[IncidentKind] = frozenset(
     {"rapid_deletes", "truncate", "drop", "table_missing", "table_recreated", "rows_missing", "database_missing"}
 )
+# With the bookkeeping went what is known of sessions, projects and references.
+LOSES_CONTEXT: frozenset[IncidentKind] = frozenset(
+    {"bookkeeping_missing", "table_missing", "table_recreated", "database_missing"}
+)
 # In these, rows change without any trigger's firing: at one version they are another row than the remote store has.
 _UNSEEN: frozenset[IncidentKind] = frozenset({"alter", "capture_off", "drop", "table_recreated", "bookkeeping_missing"})
 

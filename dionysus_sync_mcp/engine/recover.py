@@ -16,6 +16,7 @@ from dionysus_sync_mcp.domain.destruction import Incident
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError, PlanOutdated
 from dionysus_sync_mcp.domain.memory import RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import (
+    LOSES_CONTEXT,
     KnownStore,
     Moment,
     Wishes,
@@ -196,11 +197,12 @@ class Recoverer:
         survey = await self._surveyor.survey(facts.question, on_progress)
         await self._check_beginning(wish, survey)
         table_missing = not await self._installation.table_present()
+        context_lost = any(incident.kind in LOSES_CONTEXT for incident in facts.concerned)
         planned = self._keep(wish, facts, survey, now)
         return RecoveryPlan(
             plan_id=planned.id,
             expires_at=planned.expires_at,
-            next_step=plan_advice(survey, planned.id, include_deleted=wish.include_deleted),
+            next_step=plan_advice(survey, planned.id, include_deleted=wish.include_deleted, context_lost=context_lost),
             warnings=[
                 *incident_warnings(facts.before),
                 *plan_warnings(survey, include_deleted=wish.include_deleted),
@@ -215,6 +217,7 @@ class Recoverer:
             counts=survey.counts,
             examples=await self._examples(survey),
             table_missing=table_missing,
+            context_lost=context_lost,
         )
 
     def planned_overwrites(self, plan_id: str, now: datetime) -> int:

@@ -58,7 +58,7 @@ def held_back(number: int) -> list[str]:
     return [f"{number} memories are left out: their newest state waits to be pushed. Call sync_now, then plan again."]
 
 
-def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool) -> str:
+def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool, context_lost: bool = False) -> str:
     """What to do with a plan."""
     if survey.held_back and not survey.chosen:
         return "Call sync_now, so that what waits is in the remote store, and plan again."
@@ -69,6 +69,11 @@ def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool) -> str:
         )
     if survey.chosen:
         return f"Run this plan by calling again with plan_id={plan_id}. Nothing that is here will be touched."
+    if context_lost:
+        return (
+            "No memory is missing. Sessions, projects and references may be: run this plan by calling again with "
+            f"plan_id={plan_id}."
+        )
     if survey.counts["deleted"] and not include_deleted:
         return "Nothing is missing but what was deleted here; to bring that back too, plan with include_deleted=true."
     return "Nothing is missing here; there is nothing to do."

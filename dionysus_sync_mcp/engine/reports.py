@@ -312,6 +312,9 @@ class RecoveryPlan(Report):
     counts: Annotated[dict[RecoveryClass, int], Field(description="Memories by class.")]
     examples: Annotated[dict[RecoveryClass, list[Example]], Field(description="Some of each class.")]
     table_missing: Annotated[bool, Field(description="Whether the table `memories` would be created again.")]
+    context_lost: Annotated[
+        bool, Field(description="Whether sessions, projects and references may be gone, which a run brings back too.")
+    ] = False
 
 
 class RecoveryReport(Report):

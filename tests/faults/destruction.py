@@ -21,6 +21,7 @@ import asyncpg
 import pytest
 from _pytest.mark import ParameterSet
 
+from dionysus_sync_mcp.runtime import Runtime
 from tests.faults.oracle import Comparison, Oracle
 from tests.faults.plugin import results_file
 from tests.faults.program import CHECKOUT, SOON, Program, Stores, drained, worker
@@ -211,8 +212,8 @@ class Field:
         async with plain_client(self.stores.database_url, timezone="UTC") as client:
             await self._write(client)
             async with running(self.stores.database_url, self.stores.neo4j_uri) as program:
-                synced = await program.sync(timeout=LONG, embed=False)
-                assert synced.result == "success", synced
+                # A server that has just started may answer late.
+                await until(lambda: _synced(program), what="everything is pushed", seconds=LONG)
                 await program.guard.note_definition_once()
             await self.note(client)
         compared = await self.oracle.compare()
@@ -396,6 +397,10 @@ async def watching(stores: Stores, **settings: str) -> AsyncIterator[Program]:
     async with worker(stores.with_settings(**settings)) as program:
         await until(lambda: _is_watched(stores.database_url), what="the worker watches", seconds=SOON)
         yield program
+
+
+async def _synced(program: Runtime) -> bool:
+    return (await program.sync(timeout=LONG, embed=False)).result == "success"
 
 
 async def _is_watched(url: str) -> bool:
