@@ -101,7 +101,7 @@ async def test_23_eleven_deletes_are_an_incident(field: Field, scenario: Scenari
 @pytest.mark.promise("P6")
 @pytest.mark.promise("P8")
 async def test_23_a_burst_that_goes_on_is_one_incident(field: Field, scenario: Scenario) -> None:
-    """It grows. A row under the id of a memory that it deleted may be made up: the memory comes back, the row is kept."""
+    """It grows. A row under the id of a memory that it deleted may be made up: that comes back, and the row is kept."""
     victims = field.ids[: MANY + 30]
     async with watching(field.stores), plain_client(field.stores.database_url) as client:
         await agent_does(field, DELETE, victims[:MANY], at_once=False)
