@@ -107,6 +107,11 @@ WITH m, s ORDER BY m.id
 RETURN collect([m.id, s.sync_version, s.content_hash, null, s.content, s.memory_type, s.importance, s.source_project,
   s.session_id, s.tags, toString(s.created_at), toString(s.updated_at), s.extra]) AS page
 
+// deleted_before //
+// How many memories were deleted before $moment, ISO 8601 text, and are. $stores: those that have written them last, none mean all.
+MATCH (m:Memory) WHERE m.deleted_at < datetime($moment) AND (size($stores) = 0 OR m.origin IN $stores)
+RETURN count(m) AS deleted
+
 // history_begins //
 // When the oldest version was captured, ISO 8601 text. No parameters.
 MATCH (h:MemoryVersion) RETURN toString(min(h.changed_at)) AS begins

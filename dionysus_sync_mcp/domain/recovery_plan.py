@@ -252,13 +252,18 @@ def stores_before(own: str, stores: Iterable[KnownStore]) -> frozenset[str]:
     return frozenset(store.id for store in there if store.last_push_at is None or store.last_push_at < begun)
 
 
-def lacking(concerned: Iterable[Incident], known: int) -> int:
-    """At least how many of the memories that incidents took the remote store does not know, though it should.
+def worst_loss(concerned: Iterable[Incident]) -> Incident | None:
+    """Of the incidents that took memories, the one that took most."""
+    return max((one for one in concerned if one.kind in _LOSES_ROWS), key=lambda one: one.rows, default=None)
+
+
+def lacking(loss: Incident, known: int) -> int:
+    """At least how many of the memories that an incident took the remote store does not know, though it should.
 
     Args:
-        known: Memories that it knows, those that were deleted on purpose too.
+        known: Memories that it knows, those that were deleted on purpose since it too.
     """
-    return max(0, max((one.rows for one in concerned if one.kind in _LOSES_ROWS), default=0) - known)
+    return max(0, loss.rows - known)
 
 
 def shortfall(planned: int, verified: int, already_there: int) -> int:

@@ -27,6 +27,7 @@ from dionysus_sync_mcp.domain.recovery_plan import (
     shortfall,
     stores_before,
     windows,
+    worst_loss,
 )
 from dionysus_sync_mcp.engine.definitions import definition_for
 from dionysus_sync_mcp.engine.ports.history import EVERY_ID, Concern, KnownIncidents, LocalRows, RemoteHistory, StateOf
@@ -107,6 +108,12 @@ class _Circumstances:
     before: Incident | None
     concerned: Sequence[Incident]
     shape_of: datetime | None  # when the table was as it should be; `None` for now
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Stores in whose place this one is: the one that the incident hit is, first of all."""
+        hit = [self.before.store] if self.before else []
+        return (*hit, *sorted(self.stores.before))
 
 
 @dataclass(slots=True)
@@ -208,7 +215,9 @@ class Recoverer:
                 *plan_warnings(survey, include_deleted=wish.include_deleted),
                 *store_warnings(facts.stores),
                 *purge_warnings(facts.stores, facts.before.restore_point if facts.before else wish.as_of),
-                *lack_warnings(_lacking(wish, facts, survey), empty=table_missing and not facts.question.memories),
+                *lack_warnings(
+                    await self._lacking(wish, facts, survey), empty=table_missing and not facts.question.memories
+                ),
             ],
             as_of=wish.as_of,
             before_incident=wish.before_incident,
@@ -239,7 +248,7 @@ class Recoverer:
         self._end(planned, "was used")
         started = time.monotonic()
         facts, survey = await self._surveyed_again(planned, now)
-        lost = _lacking(planned.wish, facts, survey)
+        lost = await self._lacking(planned.wish, facts, survey)
         tally = _Tally(survey.chosen + lost, survey.held_back, notes=lack_warnings(lost))
         try:
             async with self._restorer.recovering():
@@ -279,7 +288,7 @@ class Recoverer:
         tally: _Tally,
         on_progress: OnProgress | None,
     ) -> None:
-        definition = await definition_for(self._reader, self._installation, facts.shape_of)
+        definition = await definition_for(self._reader, self._installation, facts.shape_of, facts.place)
         # With no row here to overwrite there may be no table, and no bookkeeping that could tell of it.
         before = await self._installation.definition() if any(choice.here for choice in choices) else None
         tally.notes += await self._restorer.ensure_schema(definition)
@@ -295,6 +304,14 @@ class Recoverer:
         event = replace(_event(report), error_message=f"cut off: {reason}")
         with anyio.move_on_after(RECORD_SECONDS, shield=True), suppress(DionysusError):
             await self._restorer.record_recovery(report.model_dump(mode="json"), event)
+
+    async def _lacking(self, wish: RecoveryWish, facts: _Circumstances, survey: Survey) -> int:
+        """Known only where everything is to come back, as it was before it was lost."""
+        loss = worst_loss(facts.concerned)
+        if loss is None or wish.scope != Scope() or wish.as_of is not None:
+            return 0
+        gone_before = await self._history.deleted_before(loss.restore_point, facts.stores.meant)
+        return lacking(loss, survey.then - gone_before)
 
     async def _circumstances(self, wish: RecoveryWish, now: datetime) -> _Circumstances:
         initialised = await self._installation.initialised()
@@ -494,11 +511,6 @@ def _check_time(wish: RecoveryWish, now: datetime) -> None:
         )
     if wish.as_of > now:
         raise InputError(f"{iso(wish.as_of)} is in the future", where="as_of", hint=f"It is {iso(now)} now.")
-
-
-def _lacking(wish: RecoveryWish, facts: _Circumstances, survey: Survey) -> int:
-    """Known only where everything is to come back, as it was before it was lost."""
-    return lacking(facts.concerned, survey.then) if wish.scope == Scope() and wish.as_of is None else 0
 
 
 def _restoration(choice: Choice, memory: RemoteMemory) -> Restoration:

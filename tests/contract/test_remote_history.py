@@ -185,6 +185,15 @@ class HistoryContract:
         await bench.push_versions(version(1, "a", at=7), version(2, "b", at=4))
         assert await bench.history.history_begins() == at(4)
 
+    async def test_what_was_deleted_before_a_time_is_counted(self, bench: Bench) -> None:
+        """Of some stores, or of all; a memory that is there counts for nothing."""
+        await bench.push_versions(version(1, "a", at=4), version(2, "a", at=7, operation="delete"))
+        counted = [
+            await bench.history.deleted_before(at(hour), stores)
+            for hour, stores in ((7, ()), (8, ()), (8, ("nobody",)))
+        ]
+        assert counted == [0, 1, 0]
+
     async def test_names_that_nobody_has_are_told(self, bench: Bench) -> None:
         """Of each kind; a project is known by its memories."""
         await bench.push_versions(CREATED)

@@ -28,6 +28,7 @@ from dionysus_sync_mcp.domain.recovery_plan import (
     shortfall,
     stores_before,
     windows,
+    worst_loss,
 )
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -297,8 +298,10 @@ def test_a_store_is_in_the_place_of_one_that_was_there_before_it() -> None:
 def test_what_the_remote_store_lacks_is_known_by_the_greatest_loss() -> None:
     """Of two looks at one event, one may have counted less; an update takes nothing."""
     took = [replace(incident("truncate"), rows=7), replace(incident("drop"), rows=9)]
-    assert [lacking(took, known) for known in (4, 9, 12)] == [5, 0, 0]
-    assert lacking([replace(incident("bulk_update"), rows=9)], 0) == 0
+    loss = worst_loss(took)
+    assert loss is not None
+    assert [lacking(loss, known) for known in (4, 9, 12)] == [5, 0, 0]
+    assert worst_loss([replace(incident("bulk_update"), rows=9)]) is None
 
 
 def test_a_shortfall_is_what_is_neither_verified_nor_there() -> None:

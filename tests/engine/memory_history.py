@@ -39,6 +39,15 @@ class MemoryHistory:
         found = (self._whole(one) for one in sorted(wanted))
         return [memory for memory in found if memory is not None]
 
+    async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
+        """By the time of the tombstone."""
+        return sum(
+            node.memory.deleted_at is not None
+            and _time(node.memory.deleted_at) < moment
+            and (not stores or node.origin in stores)
+            for node in self.remote.nodes.values()
+        )
+
     async def history_begins(self) -> datetime | None:
         """Of all versions."""
         return min((_time(version.changed_at) for version in self.remote.history.values()), default=None)

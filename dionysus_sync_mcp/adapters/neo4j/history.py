@@ -39,6 +39,13 @@ class History(Part):
         page = await self._connection.read("whole_states", self._limits.read_seconds, rows=rows)
         return [RemoteMemory(*row) for row in page]
 
+    async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
+        """See `RemoteHistory.deleted_before`."""
+        deleted: int = await self._connection.read(
+            "deleted_before", self._limits.read_seconds, moment=moment.isoformat(), stores=list(stores)
+        )
+        return deleted
+
     async def history_begins(self) -> datetime | None:
         """See `RemoteHistory.history_begins`."""
         found: str | None = await self._connection.read("history_begins", self._limits.read_seconds)

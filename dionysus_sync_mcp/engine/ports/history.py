@@ -52,6 +52,10 @@ class RemoteHistory(Protocol):
         """Those that are there, each as a live memory, sorted by id."""
         ...
 
+    async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
+        """How many memories were deleted before that time, and are; of these stores, of all where none is named."""
+        ...
+
     async def history_begins(self) -> datetime | None:
         """When the oldest version was captured; `None` where there is none."""
         ...
