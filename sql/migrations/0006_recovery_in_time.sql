@@ -167,6 +167,7 @@ AS $$
 DECLARE
     target text := format('%I.%I', target_schema, target_name);
     made boolean := to_regclass(target) IS NULL;
+    named CONSTANT text := '^(CREATE (?:UNIQUE )?INDEX) (?:"(?:[^"]|"")+"|[^\s"]+) ON';
     part jsonb;
     faults text[] := '{}';
 BEGIN
@@ -190,8 +191,11 @@ BEGIN
         faults := faults || dionysus_sync.make_constraint(target, part ->> 'name', part ->> 'definition');
     END LOOP;
     FOR part IN SELECT * FROM jsonb_array_elements(definition -> 'indexes') LOOP
+        -- Those that the installation makes, unless a table that was renamed has their names.
         CONTINUE WHEN part #>> '{}' ~ '^CREATE INDEX idx_memories_sync_(status|version) ON '
-            OR EXISTS (SELECT FROM pg_index WHERE indrelid = target::regclass AND pg_get_indexdef(indexrelid) = part #>> '{}');
+                AND NOT dionysus_sync.name_taken(target, substring(part #>> '{}' from 'idx_memories_sync_[a-z]+'))
+            OR EXISTS (SELECT FROM pg_index WHERE indrelid = target::regclass
+                       AND regexp_replace(pg_get_indexdef(indexrelid), named, '\1 ON') = regexp_replace(part #>> '{}', named, '\1 ON'));
         faults := faults || dionysus_sync.make_index(target, part #>> '{}');
     END LOOP;
     faults := faults || dionysus_sync.give_again('TABLE', target, definition);
