@@ -334,7 +334,8 @@ class Recoverer:
 
     async def _among(self, own: str | None, known: Sequence[KnownStore]) -> Stores:
         others = frozenset(store.id for store in known) - {own}
-        if own is None or len(others) == len(known):
+        # A store may be named there, by the definition of its table, before it has pushed anything.
+        if own is None or not any(store.id == own and store.last_push_at for store in known):
             return Stores(own, False, others)
         stores = Stores(own, True, others, stores_before(own, known))
         if not stores.meant:

@@ -15,6 +15,7 @@ from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote, Node
 
 MOST = 7  # so that a page of rows is no page of states
+SOME_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -53,9 +54,9 @@ class MemoryHistory:
         return min((_time(version.changed_at) for version in self.remote.history.values()), default=None)
 
     async def known_stores(self) -> list[KnownStore]:
-        """With the pushes that a test has noted."""
+        """With the pushes that a test has noted; one of which it has noted nothing has pushed some time."""
         return [
-            KnownStore(id_, *self.pushes.get(id_, (None, None)), place=self.places.get(id_))
+            KnownStore(id_, *self.pushes.get(id_, (None, SOME_TIME)), place=self.places.get(id_))
             for id_ in self.remote.stores
         ]
 

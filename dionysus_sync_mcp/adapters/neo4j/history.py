@@ -102,4 +102,5 @@ def _numbered(version: object, content_hash: object) -> tuple[int, str]:
 
 
 def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+    # A time that somebody has written by hand may name its zone, in brackets behind the offset.
+    return datetime.fromisoformat(text.partition("[")[0]) if text else None
