@@ -24,8 +24,8 @@ GARBLE_ALL = (
     "UNWIND $ids AS id MATCH (m:Memory {id: id})-[:HAS_VERSION]->(v) SET m.content = 'garbled', v.content = 'x'"
 )
 FORGET = "UNWIND $ids AS id MATCH (m:Memory {id: id})-[:HAS_VERSION]->(v) DETACH DELETE m, v"
-STORE = "MATCH (s:Store) RETURN properties(s)"
-PUT_BACK = "MATCH (s:Store) SET s = $properties"
+STORE = "MATCH (s:Store) RETURN s {.epoch, .generation, .lineage, .last_entry}"
+PUT_BACK = "MATCH (s:Store) SET s += $properties"
 TWIN = "MATCH (m:Memory {id: $id}) CREATE (t:Memory) SET t = properties(m), t.content = 'twin', t.sync_version = 0"
 DROP_CONSTRAINT = "DROP CONSTRAINT memory_id_unique"
 MERGE_TWINS = "MATCH (m:Memory) WITH m.id AS id, collect(m) AS ms UNWIND ms[1..] AS m DETACH DELETE m"
@@ -162,7 +162,7 @@ async def owned_up(field: Field, answer: Answer, damaged: Iterable[UUID]) -> int
     """
     now = await images_here(field)
     short = {id_ for id_, image in field.expected.items() if now.get(id_) != image}
-    assert short <= set(map(str, damaged))
+    assert short <= set(map(str, damaged)), answer
     assert now.keys() <= field.expected.keys()
     if short:
         assert answer.status == 1, answer
