@@ -341,6 +341,9 @@ class Recoverer:
         if not stores.meant:
             return stores
         held = [await self._reader.holdings(store) for store in stores.meant]
+        # One that has pushed no memory may be a lost one, made again at a place that nobody has noted yet.
+        if not stores.before and not (held[0].live or held[0].tombstones):
+            return Stores(own, False, others)
         live = (await self._reader.counts()).live
         return replace(stores, left_out=live - sum(one.live for one in held))
 
