@@ -17,6 +17,7 @@ class RoleInUse(NamedTuple):
     """What the role that the program connects as could do to the table `memories`.
 
     Attributes:
+        superuser: Whether it is one, or can become one.
         owner: Whether it owns the table, or is a member of a role that does.
         agents: Other roles that may write memories and could not destroy the table; at most 5.
     """
@@ -58,7 +59,7 @@ def role_findings(role: RoleInUse) -> list[str]:
     """What people should know of the role in use, if agents use it too."""
     if not role.superuser and not role.owner:
         return []
-    why = "is a superuser" if role.superuser else "owns the table memories"
+    why = "is a superuser, or can become one" if role.superuser else "owns the table memories"
     other = f"such as {', '.join(role.agents)}" if role.agents else ROLES
     return [
         f"The role {role.name}, which DATABASE_URL names, {why}: whoever uses it can destroy all memories at once. "

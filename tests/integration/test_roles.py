@@ -175,6 +175,34 @@ async def test_a_role_that_no_grant_can_restrain_is_refused(
         await client.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+@pytest.mark.parametrize(
+    ("rights", "said"),
+    [
+        ("GRANT TRUNCATE ON memories TO {other}", "may empty memories"),
+        ("GRANT SELECT ON dionysus_sync.incidents TO {other}", "may use dionysus_sync"),
+        ("ALTER ROLE {other} SUPERUSER", "is a superuser"),
+        ("ALTER ROLE {other} BYPASSRLS", "may bypass row security"),
+        ("GRANT SET ON PARAMETER session_replication_role TO {other}", "may set session_replication_role"),
+    ],
+)
+async def test_a_role_that_can_become_one_that_destroys_is_refused(
+    program: Runtime, client: Client, migrated_database_url: str, rights: str, said: str
+) -> None:
+    """It inherits nothing of it, and has only to say SET ROLE; the doctor does not advise it either."""
+    role = name_for(migrated_database_url)
+    other = f"{role}_more"
+    await client.execute(f"CREATE ROLE {other}; CREATE ROLE {role} LOGIN NOINHERIT; GRANT {other} TO {role}")
+    await client.execute(f"{rights.format(other=other)}; GRANT INSERT ON memories TO {role}")
+    try:
+        with pytest.raises(asyncpg.RaiseError, match=f"it can become {other}, which .*{said}"):
+            await client.execute(printed(migrated_database_url))
+        await client.execute("ROLLBACK")
+        if "PARAMETER" not in rights and "dionysus_sync" not in rights:
+            assert role not in (await program.reading.role_in_use()).agents
+    finally:
+        await client.execute(f"DROP OWNED BY {role}, {other}; DROP ROLE {role}, {other}")
+
+
 async def test_a_database_that_is_not_protected_yet_is_said_to_be_so(database_url: str) -> None:
     """Before any role is made."""
     async with plain_client(database_url) as client:
