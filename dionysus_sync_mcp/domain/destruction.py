@@ -332,10 +332,14 @@ def _of(kind: ObservationKind, observations: Iterable[Observation]) -> list[Obse
 
 
 def _bursts(kind: IncidentKind, hits: Sequence[_Hit], enough: int, seen: Evidence, seconds: float) -> Iterator[_Burst]:
-    """The bursts that something new belongs to. What a person has closed is not counted again."""
+    """The bursts that something new belongs to. What a person has closed is not counted again.
+
+    What is new was not known when it was closed: it counts, whenever it was.
+    """
     closed = [i for i in seen.known if i.kind == kind and i.closed_at]
-    counted = [h for h in hits if h.ids and not any(i.restore_point <= h.seen.at <= i.last_at for i in closed)]
     new = {o.seq for o in seen.new}
+    past = {h.seen.seq for h in hits if any(i.restore_point <= h.seen.at <= i.last_at for i in closed)} - new
+    counted = [h for h in hits if h.ids and h.seen.seq not in past]
     for first, last in _crowded(counted, enough, timedelta(seconds=seconds)):
         burst = counted[first : last + 1]
         if any(hit.seen.seq in new for hit in burst):

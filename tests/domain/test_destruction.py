@@ -227,6 +227,15 @@ def test_what_a_person_has_closed_is_not_counted_again() -> None:
     assert second.id != closed[0].id
 
 
+def test_what_nobody_had_judged_when_an_incident_was_closed_counts() -> None:
+    """It happened in the incident's time, and is none of what a person has seen."""
+    before = [seen(1, "delete", 0, range(11)), seen(2, "delete", 50, range(11, 22))]
+    closed = [replace(i, closed_at=at(55), closed_reason="on purpose") for i in judged(before)]
+    (second,) = judged([*marked(before), seen(3, "delete", 20, range(30, 41))], known=closed)
+    assert (second.rows, second.restore_point) == (11, at(20))
+    assert judged([*marked(before), seen(3, "delete", 20, range(30, 40))], known=closed) == []
+
+
 def test_what_is_not_new_makes_nothing() -> None:
     """It was judged when it was."""
     assert judged(marked([seen(1, "delete", 0, range(50))])) == []
