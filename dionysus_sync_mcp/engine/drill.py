@@ -15,7 +15,7 @@ from dionysus_sync_mcp.domain.definition import reshaped
 from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.drilling import is_due, scratch_definition
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.domain.text import line
+from dionysus_sync_mcp.domain.text import defused, line
 from dionysus_sync_mcp.engine.definitions import definition_for
 from dionysus_sync_mcp.engine.ports.alerts import NewAlert
 from dionysus_sync_mcp.engine.ports.drill import LocalDrilling, Scratch
@@ -335,7 +335,7 @@ def _too_many() -> str:
 
 def _reason(pair: _Pair, refused: str | None) -> str:
     if refused:
-        return line(refused, REASON)
+        return defused(refused, REASON)
     return "nothing came back" if pair.back is None else "another content came back"
 
 
@@ -381,7 +381,7 @@ def _warnings(found: _Found) -> list[str]:
     warnings = [text.format(number) for text, number in said.items() if number]
     if not found.noted:
         warnings.append("The table's definition is not in the remote store yet; a worker notes it.")
-    return [*warnings, *(f"A recovery could not make all of the table: {line(f, REASON)}." for f in found.faults)]
+    return [*warnings, *(f"A recovery could not make all of the table: {defused(f, REASON)}." for f in found.faults)]
 
 
 def _event(report: DrillReport) -> SyncEvent | None:

@@ -23,6 +23,8 @@ class MemoryDrilling:
     largest_page: int = 0
     definitions: list[str] = field(default_factory=list)
     refusing: set[str] = field(default_factory=set)
+    refusal: str = "the table refuses it"
+    faults: Sequence[str] = ()
     ages_: tuple[float | None, float | None] = (None, None)
     recorded: list[tuple[str, str, dict[str, Any], SyncEvent | None]] = field(default_factory=list)
 
@@ -51,7 +53,7 @@ class MemoryDrilling:
         self.definitions.append(definition)
         self.standing += 1
         try:
-            yield MemoryScratch(self)
+            yield MemoryScratch(self, faults=self.faults)
         finally:
             self.standing -= 1
 
@@ -83,7 +85,7 @@ class MemoryScratch:
         self.drilling.largest_page = max(self.drilling.largest_page, len(memories))
         taken = [m for m in memories if m.id in self.drilling.local.table]
         self.rows |= {m.id: Row(Properties(*m[4:])) for m in taken if m.id not in self.drilling.refusing}
-        return [(m.id, "the table refuses it") for m in taken if m.id in self.drilling.refusing]
+        return [(m.id, self.drilling.refusal) for m in taken if m.id in self.drilling.refusing]
 
     async def clear(self, memory_ids: Sequence[str]) -> None:
         """Take them out."""

@@ -110,6 +110,19 @@ async def test_what_does_not_come_back_as_it_is_here_fails_the_drill() -> None:
     assert [(a.key, a.kind) for a in stores.alerts] == [(f"drill_failed:{drill_id}", "drill_failed")]
 
 
+async def test_a_report_says_nothing_that_could_be_run() -> None:
+    """The database's own words, which hold what somebody has put into a default or a constraint."""
+    stores = await bench()
+    stores.drilling.refusing = {"000001"}
+    stores.drilling.refusal = 'violates "x; DROP TABLE memories; --"'
+    stores.drilling.faults = ["column note: DELETE FROM memories"]
+    report = await stores.drill()
+    said = " ".join([*report.warnings, *(example.reason or "" for example in report.examples)])
+    assert "D·ELETE F·ROM memories" in said
+    assert "D·ROP T·ABLE memories" in said
+    assert not {"DROP", "DELETE"} & set(said.split())
+
+
 async def test_a_change_that_waits_or_is_pushed_meanwhile_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one in the queue, nor one that was pushed between the look at the remote store and the look here."""
     stores = await bench()
