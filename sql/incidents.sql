@@ -25,30 +25,68 @@ AS $$
         WHERE t.tgrelid = target AND p.pronamespace = 'dionysus_sync'::regnamespace AND c.relnamespace <> p.pronamespace)
 $$;
 
--- Counts a table's rows without keeping its lock, and says whether there are some that were not captured: whoever is about to
--- lock the table would end in a deadlock with somebody else who is. No row if it is locked already. Beyond 100,000 rows, the
--- statistics say how many there are: this runs before every statement that could be about the table.
-CREATE OR REPLACE FUNCTION dionysus_sync.glance_at(target regclass, counted boolean, OUT hit bigint, OUT missed boolean)
-LANGUAGE plpgsql
+-- Whether a statement could be about the table, going by its text: nothing is read for the sake of others. Null hides what it
+-- is about, as a text does that is too long to be searched, or that is another statement's. What a table is a part of, or
+-- made of, can take it along.
+CREATE OR REPLACE FUNCTION dionysus_sync.may_concern(target oid, tag text, said text) RETURNS boolean
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT CASE
+        WHEN starts_with(tag, 'ALTER ') AND tag <> 'ALTER TABLE' THEN false
+        WHEN said IS NULL OR tag IN ('DROP OWNED', 'DROP EXTENSION') OR length(said) > 100000 THEN true
+        WHEN said !~* replace(tag, ' ', '\s+') OR said ~* 'cascade|u&"' THEN true
+        ELSE strpos(lower(said), lower(replace(c.relname, '"', '""'))) > 0
+            OR EXISTS (SELECT FROM pg_inherits WHERE target IN (inhrelid, inhparent))
+        END
+    FROM pg_class c WHERE c.oid = target
+$$;
+
+-- Counts a table's rows, and queues those that were not captured, without keeping the table's lock: whoever is about to lock
+-- it would end in a deadlock with somebody else who is. The images outlive a lock that is given back; those of a page are held
+-- in memory meanwhile. Null if it is locked already. Beyond 100,000 rows, the statistics say how many there are. Two that save
+-- the same rows each leave an entry, since one of them may be undone.
+CREATE OR REPLACE FUNCTION dionysus_sync.glance_at(target regclass, counted boolean) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET extra_float_digits = 1 SET datestyle = 'ISO'
+SET intervalstyle = 'iso_8601' SET bytea_output = 'hex'
+AS $$
+DECLARE
+    hit bigint;
+    ids uuid[];
+    images jsonb[];
+    errors text[];
+    versions integer[];
+    bases integer[];
 BEGIN
-    EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE NOWAIT', target);
-    EXECUTE 'SELECT EXISTS (SELECT ' || dionysus_sync.from_missed(target) || ')' INTO missed;
-    IF counted THEN
-        EXECUTE format('SELECT count(*) FROM (SELECT FROM %s LIMIT 100001) AS bounded', target) INTO hit;
-    END IF;
-    IF hit > 100000 THEN
-        hit := greatest(hit, (SELECT reltuples::bigint FROM pg_class WHERE oid = target));
-    END IF;
-    RAISE EXCEPTION USING ERRCODE = 'DS001'; -- gives the lock back, and keeps what was seen
-EXCEPTION
-    WHEN SQLSTATE 'DS001' OR lock_not_available THEN
-        NULL;
+    FOR page IN 1..50 LOOP
+        ids := NULL;
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE NOWAIT', target);
+            IF counted AND page = 1 THEN
+                EXECUTE format('SELECT count(*) FROM (SELECT FROM %s LIMIT 100001) AS bounded', target) INTO hit;
+            END IF;
+            EXECUTE 'SELECT array_agg(missed.id), array_agg((missed.made).image - dionysus_sync.sync_columns()), '
+                '       array_agg((missed.made).error), array_agg(missed.version), array_agg(missed.base) '
+                'FROM (SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made, '
+                '             coalesce(dionysus_row.sync_version, 1) AS version, dionysus_row.synced_version AS base '
+                || dionysus_sync.from_missed(target) || ' LIMIT 2000) AS missed'
+            INTO ids, images, errors, versions, bases;
+            RAISE EXCEPTION USING ERRCODE = 'DS001'; -- gives the lock back, and keeps what was seen
+        EXCEPTION WHEN SQLSTATE 'DS001' OR lock_not_available THEN
+            NULL;
+        END;
+        EXIT WHEN ids IS NULL;
+        INSERT INTO dionysus_sync.sync_queue (memory_id, operation, payload, sync_version, base_version, last_error, parked_at)
+        SELECT saved.id, 'create', coalesce(saved.image, jsonb_build_object('id', saved.id)), saved.version, saved.base,
+               saved.error, CASE WHEN saved.error IS NOT NULL THEN clock_timestamp() END
+        FROM unnest(ids, images, errors, versions, bases) AS saved (id, image, error, version, base);
+    END LOOP;
+    RETURN CASE WHEN hit > 100000 THEN greatest(hit, (SELECT reltuples::bigint FROM pg_class WHERE oid = target)) ELSE hit END;
 END $$;
 
--- Notes how each table that we capture is before a statement that could destroy it, and saves what was not captured. The text
--- of a statement does not tell what it is about: a function or a DO block hides it.
+-- Notes how each table that we capture is before a statement that could destroy it, and saves what was not captured. A
+-- statement within a function or a DO block stands in the path that led here, unless its language hides it.
 CREATE OR REPLACE FUNCTION dionysus_sync.ddl_begins() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -56,26 +94,26 @@ AS $$
 DECLARE
     target oid;
     hit bigint;
-    missed boolean;
+    path text;
+    said text;
     noted jsonb := '{}';
 BEGIN
     PERFORM set_config('dionysus.before_ddl', '', true), set_config('dionysus.rewritten', '', true);
     IF dionysus_sync.by_engine() THEN
         RETURN;
     END IF;
+    GET DIAGNOSTICS path = PG_CONTEXT;
+    path := substr(path, nullif(strpos(path, chr(10)), 0) + 1);
+    said := CASE WHEN path IS NULL THEN current_query() WHEN starts_with(path, 'SQL statement "') THEN path END;
     FOR target IN
         SELECT DISTINCT t.tgrelid
         FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid
         WHERE p.pronamespace = 'dionysus_sync'::regnamespace AND c.relnamespace <> p.pronamespace
     LOOP
         hit := NULL;
-        IF NOT starts_with(tg_tag, 'ALTER ') OR tg_tag = 'ALTER TABLE' THEN
+        IF dionysus_sync.may_concern(target, tg_tag, said) THEN
             BEGIN
-                SELECT seen.hit, seen.missed INTO hit, missed
-                FROM dionysus_sync.glance_at(target, tg_tag <> 'ALTER TABLE') AS seen;
-                IF missed THEN
-                    PERFORM dionysus_sync.queue_missed(target);
-                END IF;
+                hit := dionysus_sync.glance_at(target, tg_tag <> 'ALTER TABLE');
             EXCEPTION WHEN OTHERS THEN
                 RAISE WARNING 'dionysus-sync could not save the rows that were not captured yet: %', SQLERRM;
             END;
@@ -255,8 +293,8 @@ BEGIN
     FOR name IN
         SELECT oid::regprocedure FROM pg_proc
         WHERE pronamespace = 'dionysus_sync'::regnamespace
-          AND proname IN ('shape_of', 'captured', 'glance_at', 'ddl_begins', 'ddl_rewrites', 'noted_of', 'ddl_dropped', 'rows_of', 'dangers',
-                          'ddl_altered')
+          AND proname IN ('shape_of', 'captured', 'may_concern', 'glance_at', 'ddl_begins', 'ddl_rewrites', 'noted_of', 'ddl_dropped',
+                          'rows_of', 'dangers', 'ddl_altered')
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', name);
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', name,
