@@ -136,8 +136,16 @@ async def test_28_the_volume_is_deleted_with_its_backups(
         assert (incident["kind"], incident["rows"]) == ("database_missing", len(field.expected))
         assert await field.live() == live
         await postgres.execute(own_postgres.url, f'CREATE DATABASE "{database_of(own_stores.database_url)}"')
+        # A plan that is made before the server has made it a local store is refused, since it would be another one's.
+        await until(lambda: is_a_local_store(agent), what="the new database is a local store", seconds=SOON)
         restored, compared, seconds = await recovered(agent, field, incident, len(field.expected))
     scenario.note(engaged=gone, compared=compared, seconds=seconds, restored=restored)
+
+
+async def is_a_local_store(agent: Agent) -> bool:
+    """Whether the status says that the bookkeeping is installed."""
+    local = (await agent.call("get_sync_status"))["local"]
+    return bool(local and local["initialised"])
 
 
 def write_backup(file: Path) -> None:
