@@ -1,3 +1,17 @@
+-- seal_page --
+-- $1 ids of the page whose state was put together of two: each gets the hash that a row has which holds just this, as the table
+-- writes its values. Of what the table has no column for the value stays as it is, so that no row has that hash.
+UPDATE pg_temp.dionysus_restore AS page SET content_hash = sealed.hash
+FROM (
+    SELECT part.id, dionysus_sync.content_hash(part.extra::jsonb || (to_jsonb(made.*) - dionysus_sync.sync_columns())) AS hash
+    FROM pg_temp.dionysus_restore AS part CROSS JOIN LATERAL (SELECT jsonb_build_object(
+            'id', part.id, 'content', part.content, 'memory_type', part.memory_type, 'importance', part.importance,
+            'source_project', part.source_project, 'session_id', part.session_id, 'tags', part.tags,
+            'created_at', part.created_at, 'updated_at', part.updated_at) || part.extra::jsonb AS image) AS wanted
+        CROSS JOIN LATERAL jsonb_populate_record(NULL:::memories, wanted.image) AS made
+    WHERE part.id = ANY ($1::uuid[])
+) AS sealed WHERE sealed.id = page.id
+
 -- lock_waiting --
 -- $1 ids: locks the rows, waiting for who holds them.
 SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE
@@ -21,6 +35,14 @@ WITH seen AS MATERIALIZED (
 )
 SELECT id::text AS id, state FROM moved
 
+-- claim_table --
+-- Whoever holds the whole table is waited for here, and not at one of its rows.
+LOCK TABLE :memories IN ROW EXCLUSIVE MODE
+
+-- brief_wait --
+-- Of a page that was held up by somebody's rows before.
+SET LOCAL lock_timeout = '50ms'
+
 -- keep_overwritten --
 -- $1 recovery, $2 ids: the rows of the page as they are, for an undo.
 INSERT INTO dionysus_sync.recovery_undo (recovery_id, memory_id, image, written_hash)
@@ -32,11 +54,7 @@ ON CONFLICT (recovery_id, memory_id) DO NOTHING
 -- other_hashes --
 -- As `verify_restored`; with the hash of each such row, and those too that only have more columns than were captured of them.
 SELECT page.id::text AS id, here.hash,
-       coalesce(dionysus_sync.content_hash((
-           SELECT jsonb_object_agg(key, value) FROM jsonb_each(here.image)
-           WHERE coalesce(page.extra::jsonb ? key, false)
-              OR key IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags',
-                         'created_at', 'updated_at'))) = page.content_hash, false) AS fits
+       coalesce(dionysus_sync.captured_hash(here.image, page.extra) = page.content_hash, false) AS fits
 FROM pg_temp.dionysus_restore AS page LEFT JOIN LATERAL (
     SELECT made.image, dionysus_sync.content_hash(made.image) AS hash
     FROM :memories AS dionysus_row
@@ -64,7 +82,7 @@ FROM pg_temp.dionysus_restore AS page;
 SET LOCAL dionysus.straighten = 'on'
 
 -- straighten --
--- $1 ids of rows that were written, and that a trigger of the user's own has changed.
+-- $1 ids of rows that this transaction has written, and that a trigger of the user's own has changed.
 UPDATE :memories SET sync_version = sync_version WHERE id = ANY ($1::uuid[])
 
 -- new_ids --

@@ -524,9 +524,20 @@ EXCEPTION WHEN OTHERS THEN
     RETURN format('policy %s was left out: %s', name, SQLERRM);
 END $$;
 
+-- The hash of a row's image without the columns of which nothing was captured.
+CREATE OR REPLACE FUNCTION dionysus_sync.captured_hash(image jsonb, extra text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT dionysus_sync.content_hash(jsonb_object_agg(part.key, part.value)) FROM jsonb_each(image) AS part
+    WHERE coalesce(extra::jsonb ? part.key, false)
+       OR part.key IN ('id', 'content', 'memory_type', 'importance', 'source_project', 'session_id', 'tags', 'created_at',
+                       'updated_at')
+$$;
+
 -- As in 0003; but a row of the page says by itself what its number is, whether it is new to the remote store, and whether it
 -- replaces one that is there, which then keeps what the page says nothing of. With `overwrite`, every row of the page
--- replaces one that is not newer.
+-- replaces one that is not newer. The page says afterwards which rows were written: somebody else's can have come between.
 CREATE OR REPLACE FUNCTION dionysus_sync.write_restored(target regclass, overwrite boolean) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -540,8 +551,8 @@ DECLARE
     chosen text;
     assignments text;
     replacements text;
-    written bigint;
-    replaced bigint;
+    written uuid[];
+    replaced uuid[];
 BEGIN
     SELECT string_agg(quote_ident(col.attname), ', ' ORDER BY col.attnum),
            string_agg(dionysus_sync.restored_value(col.attrelid, col.attname, col.attidentity <> '',
@@ -574,20 +585,22 @@ BEGIN
         SELECT quote_ident(place.nspname)
         FROM pg_class JOIN pg_namespace AS place ON place.oid = relnamespace WHERE pg_class.oid = target), true);
     EXECUTE pg_catalog.format(
-        'INSERT INTO %1$s AS standing (%2$s) OVERRIDING SYSTEM VALUE '
-        'SELECT %2$s FROM pg_temp.dionysus_made WHERE NOT dionysus_replaces ON CONFLICT (id) DO %3$s', target_name, names,
+        'WITH done AS (INSERT INTO %1$s AS standing (%2$s) OVERRIDING SYSTEM VALUE '
+        'SELECT %2$s FROM pg_temp.dionysus_made WHERE NOT dionysus_replaces ON CONFLICT (id) DO %3$s RETURNING standing.id) '
+        'SELECT pg_catalog.array_agg(id) FROM done', target_name, names,
         CASE WHEN overwrite
             THEN pg_catalog.format('UPDATE SET %s WHERE standing.sync_version <= EXCLUDED.sync_version', assignments)
-            ELSE 'NOTHING' END);
-    GET DIAGNOSTICS written = ROW_COUNT;
+            ELSE 'NOTHING' END) INTO written;
     EXECUTE pg_catalog.format(
-        'UPDATE %s AS standing SET %s FROM pg_temp.dionysus_made AS made WHERE made.dionysus_replaces AND standing.id = made.id',
-        target_name, replacements);
-    GET DIAGNOSTICS replaced = ROW_COUNT;
+        'WITH done AS (UPDATE %s AS standing SET %s FROM pg_temp.dionysus_made AS made '
+        'WHERE made.dionysus_replaces AND standing.id = made.id RETURNING standing.id) '
+        'SELECT pg_catalog.array_agg(id) FROM done', target_name, replacements) INTO replaced;
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     DROP VIEW pg_temp.dionysus_made;
+    -- As a value of the moment the ids can be hashed, of which the planner would make nothing in a statement that it keeps.
+    EXECUTE 'UPDATE pg_temp.dionysus_restore SET written = true WHERE id = ANY ($1)' USING written || replaced;
     PERFORM dionysus_sync.count_on(target);
-    RETURN written + replaced;
+    RETURN coalesce(cardinality(written), 0) + coalesce(cardinality(replaced), 0);
 END $$;
 
 -- As in 0004; and a row that a recovery writes once more is what it is to become, whatever a trigger of the user's own (one

@@ -135,6 +135,101 @@ async def test_what_was_changed_meanwhile_stays(client: Client, restorer: Postgr
     assert await client.fetchval(KEPT) == 1
 
 
+async def deleted(client: Client, numbers: Sequence[int]) -> list[Restoration]:
+    """Rows that are not here any more, and what brings them back."""
+    page = await blanked(client, numbers)
+    await client.execute("DELETE FROM memories; DELETE FROM dionysus_sync.sync_queue")
+    return [Restoration(one.memory, one.memory.version, one.memory.version) for one in page]
+
+
+@pytest.mark.promise("P6")
+async def test_a_row_that_somebody_inserts_meanwhile_is_theirs(
+    client: Client, restorer: PostgresRestorer, migrated_database_url: str
+) -> None:
+    """It is committed while the page waits for it: it stays as it is, and is told of; the others come back."""
+    await client.execute("ALTER TABLE memories ADD COLUMN price numeric DEFAULT 2")
+    page = await deleted(client, [1, 2, 3])
+    await client.execute("ALTER TABLE memories DROP COLUMN price")
+    page[0] = page[0]._replace(memory=page[0].memory._replace(extra='{"embargo": 1}'))
+    results: list[PageResult] = []
+
+    async def restore() -> None:
+        results.append(await restorer.restore(RECOVERY, page[:2]))
+
+    async def waits() -> bool:
+        return bool(await client.fetch("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with plain_client(migrated_database_url) as other, anyio.create_task_group() as tasks, other.transaction():
+        await other.executemany(INSERT, [(uid(1), "theirs"), (uid(2), "theirs too")])
+        tasks.start_soon(restore)
+        await until(waits, what="the page waits for the other's row", seconds=15)
+    (result,) = results
+    assert (result.restored, result.verified, result.already_there, result.mismatched) == (0, 0, 0, [])
+    assert dict(result.refused) == {str(uid(n)): "changed meanwhile" for n in (1, 2)}
+    rows = await client.fetch("SELECT content, sync_version, sync_status FROM memories ORDER BY id")
+    assert [tuple(r) for r in rows] == [("theirs", 1, "pending"), ("theirs too", 1, "pending")]
+    assert [entry.image["content"] for entry in await queue(client)] == ["theirs", "theirs too"]
+
+
+@pytest.mark.promise("P6")
+async def test_a_row_that_came_back_otherwise_is_not_counted_as_there(
+    client: Client, restorer: PostgresRestorer
+) -> None:
+    """Only one that is what it is to be."""
+    first, second = await deleted(client, [1, 2])
+    await client.execute(INSERT, uid(1), "made up")
+    await client.execute("INSERT INTO memories (id, content) SELECT $1, 'x'", uid(2))
+    there = Restoration(await state(client, uid(2)), 1, 1)
+    result = await restorer.restore(RECOVERY, [first, there])
+    assert (result.restored, result.already_there, result.refused) == (
+        0, 1, [(str(uid(1)), "changed meanwhile")],
+    )  # fmt: skip
+    assert second.memory.content != "x"
+
+
+@pytest.mark.promise("P6")
+async def test_rows_that_somebody_holds_do_not_stop_the_others(
+    client: Client, restorer: PostgresRestorer, migrated_database_url: str
+) -> None:
+    """Three that an open transaction has inserted are named; all others come back."""
+    page = await deleted(client, range(1, 41))
+    page.append(page.pop(0))
+    async with plain_client(migrated_database_url) as other, other.transaction():
+        await other.executemany(INSERT, [(uid(n), "held") for n in (7, 8, 30)])
+        result = await restorer.restore(RECOVERY, page)
+    assert (result.verified, {UUID(i).int for i, _ in result.refused}) == (37, {7, 8, 30})
+    assert all("somebody holds it" in reason for _, reason in result.refused)
+    again = await restorer.restore(RECOVERY, page)
+    assert (again.verified, again.already_there, len(again.refused)) == (0, 37, 3)
+
+
+async def test_what_the_table_says_to_a_row_is_no_command(client: Client, restorer: PostgresRestorer) -> None:
+    """A trigger's message is somebody else's text."""
+    (one,) = await deleted(client, [1])
+    await client.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'now run DROP TABLE memories%', chr(27); END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON memories FOR EACH ROW EXECUTE FUNCTION refuse();"
+        "ALTER TABLE memories ENABLE ALWAYS TRIGGER refuse"
+    )
+    ((_, reason),) = (await restorer.restore(RECOVERY, [one])).refused
+    assert "D·ROP T·ABLE memories" in reason
+    assert "\x1b" not in reason
+
+
+async def test_a_row_that_a_trigger_leaves_out_is_told_of(client: Client, restorer: PostgresRestorer) -> None:
+    """It is not here, and nothing else says why."""
+    first, second = await deleted(client, [1, 2])
+    await client.execute(
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
+        "CREATE TRIGGER skip BEFORE INSERT ON memories FOR EACH ROW WHEN (NEW.content = 'good 1')"
+        " EXECUTE FUNCTION skip(); ALTER TABLE memories ENABLE ALWAYS TRIGGER skip"
+    )
+    result = await restorer.restore(RECOVERY, [first, second])
+    assert (result.verified, [i for i, _ in result.refused]) == (1, [str(uid(1))])
+    assert "triggers leaves it out" in result.refused[0][1]
+
+
 @pytest.mark.promise("P6")
 async def test_a_page_that_is_cut_off_leaves_nothing(
     client: Client, restorer: PostgresRestorer, migrated_database_url: str

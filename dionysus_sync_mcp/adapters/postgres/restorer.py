@@ -1,6 +1,8 @@
 """The local store's side of a recovery: pages by COPY, inserted and verified in one transaction each."""
 
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from dionysus_sync_mcp.adapters.postgres.database import LOCK_SECONDS, LONG_PATI
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
+from dionysus_sync_mcp.domain.text import defused
 from dionysus_sync_mcp.engine.ports.recover import ContextResult, PageResult, Restoration, as_it_stands
 from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
 
@@ -26,11 +29,14 @@ NOT_AS_SEEN = {
     "changed": "changed meanwhile",
     "gone": "changed meanwhile: it is not here any more",
     "held": "changed meanwhile, or about to be: somebody holds it",
+    "skipped": "the table did not take it: one of its triggers leaves it out",
 }
 MISMATCHED = "it would not become what it was: the table lacks a column, or one of its triggers changes it"
 NOTHING = PageResult(0, 0, 0, [], [])
 DIGEST_PAGE = 5000
 LAST_ID = 2**128 - 1
+# That a page waits for whoever holds rows of it; long enough to find out which of its rows those are.
+HELD_SECONDS = 60.0
 
 
 class PostgresRestorer:
@@ -83,34 +89,37 @@ class PostgresRestorer:
     async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
         """See `Restorer.restore`. A page with a row that the table refuses is halved until that row stands alone."""
         rows = {restoration.memory.id: restoration for restoration in restorations}
+        held = _Held()
 
         async def write(memory_ids: Sequence[str]) -> PageResult:
-            return await self._restore_page(recovery_id, [rows[memory_id] for memory_id in memory_ids])
+            return await self._restore_page(recovery_id, [rows[memory_id] for memory_id in memory_ids], held)
 
         return await halving(write, list(rows))
 
-    async def _restore_page(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
+    async def _restore_page(self, recovery_id: str, restorations: Sequence[Restoration], held: "_Held") -> PageResult:
         sql = self._database.sql
         overwriting = [r.memory.id for r in restorations if r.overwrites is not None]
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_restore"])
+            await connection.execute(sql["claim_table"])
             await _fill(connection, sql, restorations)
-            present = await connection.fetchval(sql["leave_out_present"])
-            moved = await leave_out_moved(connection, sql, overwriting)
-            kept = [memory_id for memory_id in overwriting if memory_id not in moved]
+            left = await _left_out(connection, sql, written=False)
+            left |= await leave_out_moved(connection, sql, overwriting)
+            kept = [memory_id for memory_id in overwriting if memory_id not in left]
             await connection.execute(sql["keep_overwritten"], recovery_id, kept)
-            written, mismatched, wider = await write_page(connection, sql, kept)
+            async with held.told(connection, sql):
+                written, skipped, mismatched, wider = await write_page(connection, sql, kept)
+            left |= skipped
             lacking = await _take_out_narrowed(connection, sql, mismatched)
             if wider:
                 await connection.execute(sql["note_written_hashes"], recovery_id, list(wider), list(wider.values()))
             new = [r["id"] for r in await connection.fetch(sql["new_ids"])]
             await connection.execute(sql["enqueue_rows"], new)
-        there = sum(state == "there" for state in moved.values())
-        refused = [(memory_id, NOT_AS_SEEN[state]) for memory_id, state in moved.items() if state != "there"]
+        refused = [(memory_id, NOT_AS_SEEN[state]) for memory_id, state in left.items() if state != "there"]
         return PageResult(
             restored=written - len(lacking),
-            verified=len(restorations) - present - len(moved) - len(mismatched),
-            already_there=present + there,
+            verified=len(restorations) - len(left) - len(mismatched),
+            already_there=len(left) - len(refused),
             refused=[*refused, *lacking.items()],
             mismatched=[memory_id for memory_id in mismatched if memory_id not in lacking],
             overwritten=len(kept),
@@ -144,7 +153,7 @@ class PostgresRestorer:
         except Refused as error:
             if len(rows) == 1:
                 name = rows[0].get("id") or rows[0].get("source_id")
-                refused.append(f"{kind} {name} was not restored: {error.what}")
+                refused.append(f"{kind} {name} was not restored: {defused(error.what)}")
                 return 0
         middle = len(rows) // 2
         first = await self._restore_rows(kind, statement, rows[:middle], refused)
@@ -212,6 +221,11 @@ async def _fill(connection: "Connection", sql: Mapping[str, str], restorations: 
         raise Refused(f"a property in the remote store has another type than its column: {error}") from error
 
 
+async def _left_out(connection: "Connection", sql: Mapping[str, str], *, written: bool) -> dict[str, str]:
+    """Take rows out of the page that are here and were not to be, or that were not inserted; how those stand."""
+    return {r["id"]: r["state"] for r in await connection.fetch(sql["leave_out_present"], written)}
+
+
 async def leave_out_moved(
     connection: "Connection", sql: Mapping[str, str], memory_ids: Sequence[str]
 ) -> dict[str, str]:
@@ -239,19 +253,22 @@ async def _lock(connection: "Connection", sql: Mapping[str, str], memory_ids: Se
 
 async def write_page(
     connection: "Connection", sql: Mapping[str, str], overwriting: Sequence[str]
-) -> tuple[int, list[str], dict[str, str]]:
+) -> tuple[int, dict[str, str], list[str], dict[str, str]]:
     """Write the rows of the page.
 
-    What a trigger of the user's has changed of a row, such as `updated_at`, is put right.
+    What a trigger of the user's has changed of a row, such as `updated_at`, is put right. A row that somebody else has
+    inserted meanwhile is theirs: it is neither put right nor looked at.
 
     Returns:
-        How many were written; the ids of those inserted that have another hash; and the hashes, by id, of those that
+        How many were written; those that were to be inserted and were not, and how they stand, as in `NOT_AS_SEEN`, or
+        `there`; the ids of those inserted that have another hash; and the hashes, by id, of those that
         have columns of which the page says nothing, and are right otherwise.
 
     Raises:
         OthersRefused: Of those that are overwritten some would have another hash; none may be left so.
     """
     written = int(await connection.fetchval(sql["write_restored"], False))
+    skipped = await _left_out(connection, sql, written=True)
     mismatched, wider = await _other_hashes(connection, sql)
     if mismatched:
         await connection.execute(sql["wanted_images"])
@@ -260,7 +277,7 @@ async def write_page(
         mismatched, wider = await _other_hashes(connection, sql)
     if wrong := set(mismatched) & set(overwriting):
         raise OthersRefused(dict.fromkeys(wrong, MISMATCHED))
-    return written, mismatched, wider
+    return written, skipped, mismatched, wider
 
 
 async def _other_hashes(connection: "Connection", sql: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -273,7 +290,7 @@ async def _take_out_narrowed(
 ) -> dict[str, str]:
     """Take rows out again for which the table lacks a column that they fill; why, by id."""
     narrowed = await connection.fetch(sql["undo_narrowed"], mismatched) if mismatched else []
-    return {r["id"]: f"the table has no column for what it has in {r['lacking']}" for r in narrowed}
+    return {r["id"]: f"the table has no column for what it has in {defused(r['lacking'])}" for r in narrowed}
 
 
 class OthersRefused(Refused):
@@ -282,6 +299,26 @@ class OthersRefused(Refused):
     def __init__(self, reasons: Mapping[str, str]) -> None:
         super().__init__("some rows of a page cannot be written")
         self.reasons = reasons
+
+
+class _Held:
+    """Pages that wait for somebody's transaction: once as usual, then briefly, and for `HELD_SECONDS` in all."""
+
+    def __init__(self) -> None:
+        self._until = math.inf
+
+    @asynccontextmanager
+    async def told(self, connection: "Connection", sql: Mapping[str, str]) -> AsyncIterator[None]:
+        """That somebody holds a row which is written within is raised as `Refused`."""
+        if self._until < time.monotonic():
+            raise Refused(NOT_AS_SEEN["held"])
+        if self._until < math.inf:
+            await connection.execute(sql["brief_wait"])
+        try:
+            yield
+        except pg.LockNotAvailableError as error:
+            self._until = min(self._until, time.monotonic() + HELD_SECONDS)
+            raise Refused(NOT_AS_SEEN["held"]) from error
 
 
 WritePage = Callable[[Sequence[str]], Awaitable[PageResult]]
@@ -298,7 +335,7 @@ async def halving(write: WritePage, memory_ids: Sequence[str]) -> PageResult:
         return _together(refused, await halving(write, [i for i in memory_ids if i not in error.reasons]))
     except Refused as error:
         if len(memory_ids) == 1:
-            return PageResult(0, 0, 0, [(memory_ids[0], error.what)], [])
+            return PageResult(0, 0, 0, [(memory_ids[0], defused(error.what))], [])
     middle = len(memory_ids) // 2
     return _together(await halving(write, memory_ids[:middle]), await halving(write, memory_ids[middle:]))
 

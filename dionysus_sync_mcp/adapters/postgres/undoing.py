@@ -6,6 +6,7 @@ from typing import Any
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.adapters.postgres.restorer import NOT_AS_SEEN, halving, leave_out_moved, note_event, write_page
+from dionysus_sync_mcp.domain.text import defused
 from dionysus_sync_mcp.engine.ports.recover import PageResult
 from dionysus_sync_mcp.engine.ports.shared import SyncEvent
 from dionysus_sync_mcp.engine.ports.undo import KeptRow
@@ -32,7 +33,7 @@ class PostgresUndoing:
         """See `Undoing.kept_rows`."""
         async with self._database.connection(patience=LONG_PATIENCE) as connection:
             records = await connection.fetch(self._database.sql["kept_rows"], recovery_id, after or None, limit)
-        return [KeptRow(r["id"], r["state"], r["lacking"]) for r in records]
+        return [KeptRow(r["id"], r["state"], defused(r["lacking"])) for r in records]
 
     async def put_back(self, recovery_id: str, held: Mapping[str, int]) -> PageResult:
         """See `Undoing.put_back`. A page with a row that the table refuses is halved until that row stands alone."""
@@ -50,7 +51,7 @@ class PostgresUndoing:
             await connection.execute(sql["fill_undo_page"], recovery_id, memory_ids, held)
             moved = await leave_out_moved(connection, sql, memory_ids)
             back = [r["id"] for r in await connection.fetch(sql["page_ids"])]
-            written, _, _ = await write_page(connection, sql, back)
+            written, *_ = await write_page(connection, sql, back)
             there = [memory_id for memory_id, state in moved.items() if state == "there"]
             await connection.execute(sql["mark_undone"], recovery_id, [*back, *there])
             await connection.execute(sql["enqueue_rows"], back)
