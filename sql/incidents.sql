@@ -324,11 +324,30 @@ ALTER EVENT TRIGGER dionysus_dropped ENABLE ALWAYS;
 ALTER EVENT TRIGGER dionysus_altered ENABLE ALWAYS
 
 -- event_triggers --
--- Whether the event triggers are all there and fire always, and whether this role may create them for certain.
+-- Whether the event triggers are all there and fire always, and whether this role may create them for certain. `lesser`: a role
+-- that is neither this one nor a superuser, and could have its own code run in them, since it owns what they call and write to,
+-- or may add to it.
 SELECT (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
         WHERE t.evtname IN ('dionysus_before_ddl', 'dionysus_rewrite', 'dionysus_dropped', 'dionysus_altered')
           AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) = 4 AS present,
-       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser
+       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
+       (SELECT CASE part.owner WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(part.owner)::text END
+        FROM (SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'dionysus_sync'
+              UNION SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace('dionysus_sync')
+              UNION SELECT proowner FROM pg_proc WHERE pronamespace = to_regnamespace('dionysus_sync')
+              UNION SELECT given.grantee FROM pg_namespace, aclexplode(nspacl) AS given
+              WHERE nspname = 'dionysus_sync' AND given.privilege_type = 'CREATE'
+              UNION SELECT given.grantee FROM pg_class, aclexplode(relacl) AS given
+              WHERE relnamespace = to_regnamespace('dionysus_sync') AND given.privilege_type = 'TRIGGER') AS part
+        WHERE NOT EXISTS (SELECT FROM pg_roles WHERE oid = part.owner AND (rolsuper OR rolname = current_user))
+        ORDER BY 1 LIMIT 1) AS lesser
+
+-- capture_above_owner --
+-- The owners of memories and of the capture, where the first has not the rights of the second: a row is made JSON with those,
+-- and so are the casts of the types of its columns, which the table's owner chooses.
+SELECT pg_get_userbyid(t.relowner)::text AS owner, pg_get_userbyid(p.proowner)::text AS capture
+FROM pg_class t JOIN pg_proc p ON p.pronamespace = to_regnamespace('dionysus_sync') AND p.proname = 'capture_memories'
+WHERE t.oid = to_regclass(:'memories') AND NOT pg_has_role(t.relowner, p.proowner, 'USAGE')
 
 -- unjudged --
 -- $1 how many at most, $2 how many ids in all of them, but for a first one that has more.
@@ -502,3 +521,12 @@ SELECT count(*) = 1 FROM closed
 UPDATE dionysus_sync.incidents AS incident SET published = there.revision
 FROM unnest($1::text[]::uuid[], $2::int[]) AS there (id, revision)
 WHERE incident.id = there.id AND incident.published < there.revision
+
+-- note_there --
+-- $1 local stores, $2 ids and $3 revisions of all of their incidents that the remote store has: others that it had are to be
+-- published again.
+UPDATE dionysus_sync.incidents AS incident SET published = 0
+WHERE incident.store = ANY ($1::text[]::uuid[]) AND incident.published > 0
+  AND NOT EXISTS (
+      SELECT FROM unnest($2::text[]::uuid[], $3::int[]) AS there (id, revision)
+      WHERE there.id = incident.id AND there.revision >= incident.published)

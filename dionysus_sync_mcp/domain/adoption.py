@@ -92,15 +92,17 @@ class DdlWatch:
     Attributes:
         present: Whether all of our event triggers are there, and fire always.
         superuser: Whether this role may create event triggers for certain; where it is another, one can only try.
+        lesser: Name of a role that could have its own code run in them, with the rights of the one that creates them.
     """
 
     present: bool
     superuser: bool
+    lesser: str | None = None
 
     @property
     def left(self) -> bool:
         """Whether they are to be put in place."""
-        return self.superuser and not self.present
+        return self.superuser and not self.present and self.lesser is None
 
 
 def refuse_without_rights(rights: Rights, *, bookkeeping_left: bool) -> None:

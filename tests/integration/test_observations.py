@@ -11,7 +11,12 @@ import asyncpg
 import pytest
 
 from dionysus_sync_mcp.adapters.postgres import observing
-from dionysus_sync_mcp.adapters.postgres.database import WATCHING_ONLY, Database
+from dionysus_sync_mcp.adapters.postgres.database import (
+    CAPTURE_ABOVE_OWNER,
+    WATCHING_ONLY,
+    WATCHING_ONLY_BESIDE,
+    Database,
+)
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.observing import PostgresObserving
 from dionysus_sync_mcp.adapters.statements import load_migrations
@@ -33,10 +38,6 @@ UNCAPTURED = (
     "INSERT INTO memories (id, content, j) VALUES ({}, 'unseen', '{{}}'), ({}, 'unseen', {}::json);"
     "ALTER TABLE memories ENABLE ALWAYS TRIGGER dionysus_truncate; DELETE FROM dionysus_sync.observations;"
     "DELETE FROM dionysus_sync.sync_queue"
-)
-OWNED_BY_SUPERUSERS = (
-    "SELECT DISTINCT rolsuper FROM pg_event_trigger JOIN pg_proc ON pg_proc.oid = evtfoid"
-    " JOIN pg_roles ON pg_roles.oid = proowner"
 )
 WAITING = (
     "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
@@ -572,24 +573,56 @@ async def test_a_role_that_is_no_superuser_goes_without_event_triggers(database_
         assert (now.table, now.store is not None, now.gone) == (None, True, 3)
 
 
-async def test_a_superuser_adds_event_triggers_and_the_owner_can_still_mend(database_url: str) -> None:
-    """Their functions do not belong to the lesser role, and are not in its way."""
+@pytest.mark.promise("P9")
+async def test_a_superuser_adds_no_event_triggers_to_what_a_lesser_role_owns(database_url: str) -> None:
+    """Code of that role would run in them with the superuser's rights; what is missing then is said."""
     async with plain_client(database_url) as client, owner_of(client, database_url) as url, opened(url) as own:
-        installer = Installer(own, load_migrations())
+        await Installer(own, load_migrations()).install()
+        async with opened(database_url) as full, plain_client(url) as lesser:
+            installer = Installer(full, load_migrations())
+            await installer.install()
+            assert await installer.capture_installed()
+            assert not (await PostgresObserving(full).sight(0)).event_triggers
+            role = await lesser.fetchval("SELECT current_user::text")
+            assert (await full.health(15)).degraded == (WATCHING_ONLY_BESIDE.format(role),)
+            await lesser.execute("CREATE TABLE mine (); DROP TABLE mine")
+        assert await client.fetch("SELECT FROM pg_event_trigger") == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "ALTER FUNCTION dionysus_sync.from_missed OWNER TO {role}",
+        "ALTER TABLE dionysus_sync.observations OWNER TO {role}",
+        "GRANT CREATE ON SCHEMA dionysus_sync TO {role}",
+        "GRANT TRIGGER ON dionysus_sync.sync_queue TO PUBLIC",
+    ],
+)
+async def test_event_triggers_are_put_back_only_where_all_that_they_reach_is_a_superusers(
+    client: Client, database: Database, migrated_database_url: str, given: str
+) -> None:
+    """A part that a lesser role could change is enough."""
+    async with role_of(client, migrated_database_url, given):
+        await client.execute("DROP EVENT TRIGGER dionysus_dropped")
+        installer = Installer(database, load_migrations())
         await installer.install()
-        async with opened(database_url) as full:
-            await Installer(full, load_migrations()).install()
-            assert (await full.health(15)).degraded == ()
-        assert (await PostgresObserving(own).sight(0)).event_triggers
-        assert (await own.health(15)).degraded == ()
-        await client.execute("DROP TABLE dionysus_sync.drills")
-        assert not await installer.capture_installed()
-        await installer.install()
-        assert await installer.capture_installed()
-        async with plain_client(url) as agent:
-            await agent.execute("DROP TABLE memories")
-        assert [r[0] for r in await client.fetch(OWNED_BY_SUPERUSERS)] == [True]
-        assert [kind for kind, _, _ in await observed(client)] == ["drop", "drop"]
+        assert await client.fetchval("SELECT count(*) FROM pg_event_trigger") == 3
+        assert "whose own code" in (await database.health(15)).degraded[0]
+
+
+@pytest.mark.promise("P9")
+async def test_a_capture_with_more_rights_than_the_owner_of_the_table_is_told(
+    client: Client, database: Database, migrated_database_url: str
+) -> None:
+    """What that owner makes its columns of could use them."""
+    assert (await database.health(15)).degraded == ()
+    async with role_of(client, migrated_database_url, "GRANT CREATE ON SCHEMA public TO {role}"):
+        role = await client.fetchval(
+            "SELECT rolname FROM pg_roles WHERE rolname LIKE 'plain%' || right(current_database(), 12)"
+        )
+        await client.execute(f"ALTER TABLE memories OWNER TO {role}")
+        capture = await client.fetchval("SELECT current_user::text")
+        assert (await database.health(15)).degraded == (CAPTURE_ABOVE_OWNER.format(owner=role, capture=capture),)
 
 
 async def test_a_store_of_the_release_before_is_observed_after_the_upgrade(database_url: str) -> None:

@@ -45,6 +45,14 @@ APPLICATION_NAME = "dionysus-sync-mcp"
 WATCHING_ONLY = (
     "detection of dropped and altered tables is by watching only, since this role may not create event triggers"
 )
+WATCHING_ONLY_BESIDE = (
+    "detection of dropped and altered tables is by watching only, since the bookkeeping belongs to {}, "
+    "whose own code could run in event triggers of a superuser"
+)
+CAPTURE_ABOVE_OWNER = (
+    "the capture runs with the rights of {capture}, and so can what {owner}, the owner of memories, "
+    "makes its columns of: give one of them the table and the schema dionysus_sync"
+)
 POOLED = "DATABASE_URL leads to a connection pooler"
 _DIRECT = (
     "The program keeps settings and prepared statements with its connections: give it a direct connection to the "
@@ -245,10 +253,16 @@ class Database:
         with _readable():
             connection = await asyncpg.connect(url, timeout=timeout, server_settings=self._settings())
         try:
-            version, watching_only = await self._greeted(connection)
+            return await self._greeted(connection), await self._degraded(connection)
         finally:
             connection.terminate()
-        return version, (WATCHING_ONLY,) if watching_only else ()
+
+    async def _degraded(self, connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[str, ...]:
+        if not await connection.fetchval(self.sql["has_migrations"]):
+            return ()
+        watch = await connection.fetchrow(self.sql["event_triggers"])
+        above = await connection.fetchrow(self.sql["capture_above_owner"])
+        return (*_watching(watch), *([CAPTURE_ABOVE_OWNER.format(**above)] if above else []))
 
     async def _connected(self, timeout: float) -> "tuple[Driven, asyncpg.Pool[asyncpg.Record]]":
         pool = await self._open()
@@ -301,8 +315,8 @@ class Database:
         self._left_behind.discard(connection.get_server_pid())
         await self._greeted(connection)
 
-    async def _greeted(self, connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[str, bool]:
-        """The server's version, and whether nothing but watching tells of what happens to the table.
+    async def _greeted(self, connection: "asyncpg.Connection[asyncpg.Record]") -> str:
+        """The server's version.
 
         A pooler greets its clients itself, so the process that it names is not the one that answers.
 
@@ -314,7 +328,7 @@ class Database:
         answer = await connection.fetchrow(self.sql["greet"], greeted)
         if answer is None or answer["process"] != greeted:
             raise AccessRefused(POOLED, where=WHERE, hint=_DIRECT)
-        return str(answer["version"]), bool(answer["watching_only"])
+        return str(answer["version"])
 
     async def _reset(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         """What the driver does, which undoes that setting, and the setting again, in one round trip."""
@@ -343,6 +357,16 @@ class Database:
             "idle_session_timeout": "0",
             "lock_timeout": f"{LOCK_SECONDS}s",
         }
+
+
+def _watching(watch: "asyncpg.Record | None") -> Iterator[str]:
+    """Why nothing but watching tells of what happens to the table, where that is so."""
+    if watch is None or watch["present"]:
+        return
+    if watch["lesser"] and watch["superuser"]:
+        yield WATCHING_ONLY_BESIDE.format(watch["lesser"])
+    elif not watch["superuser"]:
+        yield WATCHING_ONLY
 
 
 @contextmanager

@@ -74,7 +74,8 @@ class Installer:
             off = any(step.name != WATCH_DDL for step in steps)
             if off and (before or await connection.fetchval(sql["any_confirmed"])):
                 await connection.execute(sql["note_gap"])
-            if not (await self._ddl_watch(connection)).present:
+            watch = await self._ddl_watch(connection)
+            if not watch.present and watch.lesser is None:
                 await self._try_to_watch_ddl(connection)
         return steps, adopted
 
