@@ -86,7 +86,7 @@ SELECT bool_and(present) FROM (
     UNION ALL
     SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'dionysus_sync' AND p.proname = name)
-    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate,grants_in,bare_words,attempt,rebuild_table,make_column,type_of,counting_of,widen_column,name_taken,make_constraint,make_index,give_again,complete_table,require_column,make_trigger,make_policy}'::text[])
+    FROM unnest('{content_hash,sync_columns,by_engine,image_of,bound_version,note_generated,bump_version,capture_memories,capture_context,definition_of,recreate_table,recreate_column,one_statement,index_on,write_restored,restored_value,count_on,ensure_schema,observe,from_missed,queue_missed,before_truncate,captured_hash,grants_in,bare_words,attempt,rebuild_table,make_column,type_of,counting_of,widen_column,name_taken,make_constraint,make_index,give_again,complete_table,require_column,make_trigger,make_policy}'::text[])
         AS made (name)
     UNION ALL
     -- Columns that can be put back.
@@ -539,18 +539,29 @@ SELECT dionysus_sync.ensure_schema($1)
 CREATE TEMPORARY TABLE IF NOT EXISTS dionysus_restore (
     id uuid, version integer, content_hash text, deleted_at text, content text, memory_type text,
     importance double precision, source_project text, session_id text, tags text[], created_at text, updated_at text,
-    extra text, number integer, confirmed integer, is_new boolean, overwrites text
+    extra text, number integer, confirmed integer, is_new boolean, overwrites text, written boolean
 ) ON COMMIT DELETE ROWS
 
 -- leave_out_present --
--- Rows of the page that are in memories already, and are not to be replaced, are not restored; their number. Each is looked
--- up by its key, see below.
-WITH gone AS (
-    DELETE FROM pg_temp.dionysus_restore AS page
-    WHERE page.overwrites IS NULL AND (SELECT true FROM :memories WHERE memories.id = page.id LIMIT 1)
-    RETURNING 1
+-- $1 whether the page was written: takes rows out of it that are not to replace any, and are not ours. Before it is written
+-- those are the ones that are in memories; afterwards, those that were not inserted, since somebody else has inserted them
+-- meanwhile, or a trigger leaves them out. Their ids, and how they stand. Each is looked up by its key, see below.
+WITH seen AS MATERIALIZED (
+    SELECT page.id, page.content_hash, page.extra, here.image
+    FROM pg_temp.dionysus_restore AS page LEFT JOIN LATERAL (
+        SELECT to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image
+        FROM :memories AS dionysus_row WHERE dionysus_row.id = page.id LIMIT 1
+    ) AS here ON true
+    WHERE page.overwrites IS NULL AND page.written IS NOT TRUE AND ($1 OR here.image IS NOT NULL)
+), left_out AS (
+    SELECT id, CASE WHEN image IS NULL THEN 'skipped'
+                    WHEN content_hash IN (dionysus_sync.content_hash(image), dionysus_sync.captured_hash(image, extra))
+                    THEN 'there' ELSE 'changed' END AS state
+    FROM seen
+), taken AS (
+    DELETE FROM pg_temp.dionysus_restore AS page USING left_out WHERE page.id = left_out.id
 )
-SELECT count(*) FROM gone
+SELECT id::text AS id, state FROM left_out
 
 -- write_restored --
 -- $1 whether rows that are there are overwritten; the number of rows written.
