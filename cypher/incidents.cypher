@@ -27,8 +27,11 @@ FOREACH (_ IN CASE WHEN nobody THEN [1] ELSE [] END |
 RETURN count(i) AS saved
 
 // incidents //
-// Incidents in the field order of adapters/neo4j/incidents.py, newest first. $open_only: none that is closed. $limit: how many.
-MATCH (i:Incident) WHERE NOT $open_only OR i.closed_at IS NULL
+// Incidents in the field order of adapters/neo4j/incidents.py, newest first. $open_only: none that is closed. $stores: of these
+// local stores, null for all. $after_at, $after_id: those after the one that was detected then, ISO 8601 text, null for all.
+// $limit: how many.
+MATCH (i:Incident) WHERE (NOT $open_only OR i.closed_at IS NULL) AND ($stores IS NULL OR i.store IN $stores)
+  AND ($after_at IS NULL OR i.detected_at < datetime($after_at) OR i.detected_at = datetime($after_at) AND i.id > $after_id)
 WITH i ORDER BY i.detected_at DESC, i.id LIMIT $limit
 RETURN collect([i.id, i.key, i.kind, i.store, toString(i.detected_at), toString(i.restore_point), toString(i.last_at), i.rows,
   i.summary, toString(i.closed_at), i.closed_reason, i.revision, i.role, i.application_name, i.client_address, i.pid,

@@ -34,7 +34,7 @@ from dionysus_sync_mcp.adapters.session_file import SessionFileOnDisk, session_f
 from dionysus_sync_mcp.adapters.statements import load_migrations, load_sql
 from dionysus_sync_mcp.adapters.webhook import Webhook
 from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
-from dionysus_sync_mcp.domain.destruction import Thresholds
+from dionysus_sync_mcp.domain.destruction import Incident, Thresholds
 from dionysus_sync_mcp.domain.drift import Side
 from dionysus_sync_mcp.domain.errors import DionysusError, EmbeddedError, Starting
 from dionysus_sync_mcp.domain.roles import role_findings
@@ -231,7 +231,8 @@ class Runtime:
             self.remote,
             PostgresPurging(self.database),
             self.installer,
-            open_incidents=self._records.open,
+            all_judged=self.detector.judge_all,
+            open_incidents=self._open_incidents,
             standing=self._status.standing,
         )
         rows = PostgresRows(self.database, self.installer)
@@ -304,8 +305,11 @@ class Runtime:
             hours=hours,
         )
 
+    async def _open_incidents(self, any_store: bool) -> list[Incident]:
+        return await self._records.open_anywhere(None if any_store else await self.detector.stores_here())
+
     async def _incident_open(self) -> bool:
-        return bool(await self._records.open())
+        return bool(await self._open_incidents(False))
 
     async def _altered(self) -> bool:
         return any(incident.kind == "alter" for incident in await self._records.open())
@@ -444,7 +448,8 @@ class Runtime:
         dry_run: bool,
         on_progress: OnProgress | None = None,
     ) -> PurgeReport:
-        """Remove history from the remote store for good; see `engine.purge`."""
+        """Remove history from the remote store for good, once it is seen what was destroyed; see `engine.purge`."""
+        await self.guard.look()
         return await self._purger.purge(older_than, memory_ids, dry_run=dry_run, now=utc_now(), on_progress=on_progress)
 
     async def query(self, request: QueryRequest) -> QueryAnswer:

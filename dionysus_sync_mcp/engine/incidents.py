@@ -61,6 +61,8 @@ PRUNE_SECONDS = 3600.0
 PRUNE_PAGE_SECONDS = 1.0
 UNADOPTED_SECONDS = 1.0
 PAGE = 1000
+# Of observations, that somebody waits for who must not go on before they are judged.
+MOST_PAGES = 100
 MOST_KNOWN = 100
 LONGEST_REASON = 500
 # The local store cannot be asked: what the remote store knows is said.
@@ -220,6 +222,23 @@ class Detector:
             return UNADOPTED_SECONDS
         return PUBLISH_SECONDS
 
+    async def judge_all(self) -> bool:
+        """Judge what was observed until now; whether nothing is left that nobody has judged.
+
+        Raises:
+            SchemaMismatch: The database is not adopted.
+        """
+        for _ in range(MOST_PAGES):
+            if not await self._observing.unjudged(1):
+                return True
+            await self.judge_once()
+        return not await self._observing.unjudged(1)
+
+    async def stores_here(self) -> set[str]:
+        """This local store, and those that were in its place before."""
+        there = await self._remote.seen_at(await self._locate())
+        return {(await self._identify()).id, *self.stores, *(sight.store for sight in there if sight.store)}
+
     async def prune_once(self) -> float:
         """Remove a page of observations that were judged long ago; the seconds to wait before the next one."""
         try:
@@ -293,11 +312,10 @@ class Detector:
             return None
         with suppress(DionysusError), anyio.move_on_after(ASK_SECONDS):
             there = await self._remote.seen_at(await self._locate())
-            lost = {
-                i.store for i in await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN) if is_loss(i)
-            }
+            here = [sight.store for sight in there if sight.store]
+            lost = {incident.store for incident in await _all_there(self._remote, here) if is_loss(incident)}
             self._asked = True
-            self.stores.update(sight.store for sight in there if sight.store)
+            self.stores.update(here)
             return there[0] if there and there[0].store not in lost else None
         return None
 
@@ -357,14 +375,18 @@ class Detector:
             self._placed = last.store, last.table
 
     async def _adopt(self) -> None:
-        """What only the remote store knows of this store, and of those that this database was before."""
+        """What only the remote store knows of this store, and of those that this database was before.
+
+        And what it does not know any more, as one that was emptied: that is published again.
+        """
         now = anyio.current_time()
         if self._adopted_at is not None and now - self._adopted_at < ADOPT_SECONDS:
             return
         here = await self._book.incidents(open_only=False, limit=MOST_KNOWN)
         stores = {(await self._identify()).id, *self.stores, *(i.store for i in here)}
-        there = await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN)
-        await self._book.adopt([incident for incident in there if incident.store in stores])
+        there = await _all_there(self._remote, stores)
+        await self._book.adopt(there)
+        await self._book.note_there(stores, there)
         self._adopted_at = now
 
 
@@ -404,12 +426,23 @@ class IncidentRecords:
         with suppress(*NOT_HERE), anyio.move_on_after(patience):
             found = await self._book.incidents(open_only=open_only, limit=limit)
         if found is None:
-            there = await self._remote.remote_incidents(open_only=open_only, limit=limit)
-            found = [incident for incident in there if not self._mine or incident.store in self._mine]
+            found = await self._remote.remote_incidents(open_only=open_only, limit=limit, stores=self._mine or None)
         ids = {incident.id for incident in found}
         waiting = self._unrecorded.incidents() if self._unrecorded else []
         both = [*(incident for incident in waiting if incident.id not in ids), *found]
         return sorted(both, key=lambda incident: incident.detected_at, reverse=True)[:limit]
+
+    async def open_anywhere(self, stores: Collection[str] | None) -> list[Incident]:
+        """Those that are open on either side; of the remote's record, of these stores, `None` for all.
+
+        What was closed here is closed, also where the remote store has not heard of it yet.
+        """
+        there = await _all_there(self._remote, stores, open_only=True)
+        found = {incident.id: incident for incident in await self.open()}
+        for incident in there:
+            if incident.id not in found and not await self._closed_here(incident.id):
+                found[incident.id] = incident
+        return sorted(found.values(), key=lambda incident: incident.detected_at, reverse=True)
 
     async def find(self, incident_id: str) -> Incident:
         """One of them.
@@ -446,8 +479,14 @@ class IncidentRecords:
             await self._remote.save_incidents([closed])
             return closed
 
+    async def _closed_here(self, incident_id: str) -> bool:
+        with suppress(*NOT_HERE):
+            known = await self._book.incident(incident_id)
+            return known is not None and known.closed_at is not None
+        return False
+
     async def _there(self, incident_id: str) -> Incident | None:
-        there = await self._remote.remote_incidents(open_only=False, limit=MOST_KNOWN)
+        there = await _all_there(self._remote, None)
         return next((incident for incident in there if incident.id == incident_id), None)
 
     async def _only_there(self, incident_id: str) -> Incident | None:
@@ -467,6 +506,18 @@ class IncidentRecords:
             await self._remote.save_incidents([found])
             await self._book.note_published([found])
         return found
+
+
+async def _all_there(
+    remote: RemoteIncidents, stores: Collection[str] | None, *, open_only: bool = False
+) -> list[Incident]:
+    """Every incident of these local stores that the remote store has on record; of all stores for `None`."""
+    found: list[Incident] = []
+    while page := await remote.remote_incidents(
+        open_only=open_only, limit=MOST_KNOWN, stores=stores, after=found[-1] if found else None
+    ):
+        found += page
+    return found
 
 
 def report_of(incident: Incident) -> IncidentReport:

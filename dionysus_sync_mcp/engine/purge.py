@@ -66,7 +66,9 @@ class Purger:
     """The use-case purge.
 
     Args:
-        open_incidents: Those that are open.
+        all_judged: Judges what was observed; whether nothing is left. What nobody has judged yet may be destruction.
+        open_incidents: Those that are open here or in the remote store's record: of this store and those that were in
+            its place or, for `True`, of every store.
         standing: Where this store stands beside what the remote remembers of it.
     """
 
@@ -76,12 +78,14 @@ class Purger:
         local: LocalPurging,
         installation: Installation,
         *,
-        open_incidents: Callable[[], Awaitable[Sequence[Incident]]],
+        all_judged: Callable[[], Awaitable[bool]],
+        open_incidents: Callable[[bool], Awaitable[Sequence[Incident]]],
         standing: Callable[[], Awaitable[Standing | None]],
     ) -> None:
         self._remote = remote
         self._local = local
         self._installation = installation
+        self._all_judged = all_judged
         self._open_incidents = open_incidents
         self._standing = standing
 
@@ -101,12 +105,13 @@ class Purger:
         By memory: whoever wrote it, all of it if it is deleted, and all but its current version if it lives.
 
         Raises:
-            InputError: Neither or both are given, too little would be kept, an incident is open, a recovery is under
-                way, or this database is older than what it has pushed. Nothing was removed.
+            InputError: Neither or both are given, too little would be kept, an incident is open, what was observed is
+                not all judged, a recovery is under way, or this database is older than what it has pushed. Nothing
+                was removed.
         """
         started = time.monotonic()
         _refuse_unclear(older_than, memory_ids)
-        await self._refuse_unsafe()
+        await self._refuse_unsafe(any_store=bool(memory_ids))
         store = (await self._installation.identity()).id
         before = _cutoff(older_than, now)
         purge = _Purge(store, before, sorted({str(UUID(i)) for i in memory_ids}), dry_run, started)
@@ -120,12 +125,19 @@ class Purger:
         await self._record(purge, "success")
         return _report(purge)
 
-    async def _refuse_unsafe(self) -> None:
-        if incidents := await self._open_incidents():
+    async def _refuse_unsafe(self, *, any_store: bool) -> None:
+        if not await self._all_judged():
+            raise InputError(
+                "not all of what was deleted or changed here is judged yet, and it may have to come back",
+                where="purge",
+                hint="Try again in a moment; get_sync_status says what is in the way.",
+            )
+        if incidents := await self._open_incidents(any_store):
             raise InputError(
                 f"{len(incidents)} incidents are open, and what they destroyed comes back out of the history",
                 where="purge",
-                hint="Recover what they destroyed and close them: 'dionysus-sync-mcp incidents' lists them.",
+                hint="Recover what they destroyed and close them: 'dionysus-sync-mcp incidents' lists them, each where "
+                f"it happened. The newest is {incidents[0].id}.",
             )
         if await self._local.recovery_under_way():
             raise InputError("a recovery is under way", where="purge", hint="Try again when it is done.")

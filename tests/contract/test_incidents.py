@@ -214,6 +214,34 @@ async def test_the_remote_keeps_what_it_is_given(remote: RemoteIncidents) -> Non
     await remote.save_incidents([])
 
 
+async def test_the_remote_is_asked_for_stores_in_pages(remote: RemoteIncidents) -> None:
+    """However many incidents other stores have; of those that were detected at one time, each is in one page."""
+    at = NOW + timedelta(seconds=0.123456)
+    mine = [incident(n, detected_at=at if n < 3 else NOW + timedelta(hours=1)) for n in range(4)]
+    await remote.save_incidents([*mine, *(incident(n, store=OTHER_STORE) for n in range(10, 20))])
+    found = [await remote.remote_incidents(open_only=False, limit=2, stores={STORE})]
+    while found[-1]:
+        found.append(await remote.remote_incidents(open_only=False, limit=2, stores=[STORE], after=found[-1][-1]))
+    assert [len(page) for page in found] == [2, 2, 0]
+    assert {i.id for page in found for i in page} == {i.id for i in mine}
+    assert await remote.remote_incidents(open_only=False, limit=9, stores=()) == []
+
+
+@pytest.mark.promise("P8")
+async def test_what_the_remote_has_lost_is_published_again(book: IncidentBook) -> None:
+    """Of the stores that were asked for; also what it has an older state of."""
+    lost, older, kept, elsewhere = incident(1), incident(2, revision=3), incident(3), incident(4, store=OTHER_STORE)
+    await book.record([lost, older, kept, elsewhere], [])
+    published = await book.unpublished(9)
+    await book.note_published(published)
+    assert await book.unpublished(9) == []
+    await book.note_there({STORE}, [replace(older, revision=2), kept])
+    assert {i.id for i in await book.unpublished(9)} == {lost.id, older.id}
+    await book.note_published([lost, older])
+    await book.note_there({STORE}, [lost, replace(older, revision=4), kept])
+    assert await book.unpublished(9) == []
+
+
 @pytest.mark.promise("P2")
 async def test_the_remote_widens_in_any_order(remote: RemoteIncidents) -> None:
     """Replayed and shuffled, the states of one incident come to the same."""

@@ -88,6 +88,14 @@ class MemoryBook:
         for incident in incidents:
             self.published[incident.id] = max(incident.revision, self.published.get(incident.id, 0))
 
+    async def note_there(self, stores: Collection[str], there: Sequence[Incident]) -> None:
+        """What it lacks is not published."""
+        self._check()
+        has = {incident.id: incident.revision for incident in there}
+        for id_, incident in self.held.items():
+            if incident.store in stores and has.get(id_, 0) < self.published.get(id_, 0):
+                self.published[id_] = 0
+
     async def adopt(self, incidents: Sequence[Incident]) -> int:
         """New ones, and closings."""
         self._check()
@@ -128,10 +136,14 @@ class MemoryRemoteIncidents:
             before = self.held.get(incident.id)
             self.held[incident.id] = merged(before, incident) if before else incident
 
-    async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
+    async def remote_incidents(
+        self, *, open_only: bool, limit: int, stores: Collection[str] | None = None, after: Incident | None = None
+    ) -> list[Incident]:
         """Newest first."""
         self._check()
-        return newest_first(self.held.values(), open_only=open_only, limit=limit)
+        of_these = [incident for incident in self.held.values() if stores is None or incident.store in stores]
+        found = newest_first(of_these, open_only=open_only, limit=len(of_these))
+        return found[found.index(after) + 1 if after else 0 :][:limit]
 
     async def note_place(self, place: str, sight: Sight) -> bool:
         """The newest first."""

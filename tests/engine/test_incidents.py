@@ -11,8 +11,9 @@ from typing import Literal
 import anyio
 import pytest
 
-from dionysus_sync_mcp.domain.destruction import Incident, Thresholds, Who
+from dionysus_sync_mcp.domain.destruction import Incident, Sight, Thresholds, Who
 from dionysus_sync_mcp.domain.errors import AccessRefused, DatabaseMissing, InputError, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.engine import incidents
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.incidents import (
     JUDGE_SECONDS,
@@ -434,6 +435,62 @@ async def test_records_of_both_sides_come_to_the_same(scene: Scene) -> None:
     scene.remote.failure = Unavailable("away")
     with pytest.raises(Unavailable):
         await scene.process().publish_once()
+
+
+@pytest.mark.promise("P8")
+async def test_an_emptied_remote_has_the_incidents_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the process goes on; however many others write there."""
+    monkeypatch.setattr(incidents, "ADOPT_SECONDS", 0.0)
+    monkeypatch.setattr(incidents, "MOST_KNOWN", 2)
+    detector = scene.process()
+    scene.local.observe("delete", range(11))
+    await detector.judge_once()
+    await detector.publish_once()
+    (mine,) = scene.book.held.values()
+    scene.remote.held = {
+        str(n): replace(mine, id=str(n), key=str(n), store=OTHER_STORE, detected_at=NOW + timedelta(days=n))
+        for n in range(1, 5)
+    }
+    for _ in range(2):
+        await detector.publish_once()
+    assert mine.id in scene.remote.held
+    assert list(scene.book.held) == [mine.id]
+
+
+@pytest.mark.promise("P4")
+async def test_open_is_what_either_side_has_on_record(scene: Scene) -> None:
+    """Nobody may have adopted it yet; what was closed here is closed."""
+    detector, records = scene.started()
+    scene.local.observe("delete", range(11))
+    await detector.judge_once()
+    await detector.publish_once()
+    (mine,) = scene.book.held.values()
+    there = replace(mine, id="there", key="there")
+    theirs = replace(mine, id="theirs", key="theirs", store=OTHER_STORE)
+    await scene.remote.save_incidents([there, theirs])
+    assert {i.id for i in await records.open_anywhere(await detector.stores_here())} == {mine.id, "there"}
+    assert {i.id for i in await records.open_anywhere(None)} == {mine.id, "there", "theirs"}
+    await scene.book.close(mine.id, "on purpose")
+    assert [i.id for i in await records.open_anywhere({STORE})] == ["there"]
+    scene.remote.places["the place"] = [Sight(NOW, OTHER_STORE, 1)]
+    assert await detector.stores_here() == {STORE, OTHER_STORE}
+
+
+async def test_all_is_judged_at_once_for_whoever_must_wait_for_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page by page; what cannot be judged is said to be left."""
+    monkeypatch.setattr(incidents, "PAGE", 1)
+    detector = scene.process()
+    for number in range(11):
+        scene.local.observe("delete", [number])
+    assert await detector.judge_all()
+    assert scene.here() == [("rapid_deletes", 11)]
+    monkeypatch.setattr(incidents, "MOST_PAGES", 2)
+    for number in range(20, 24):
+        scene.local.observe("delete", [number])
+    assert not await detector.judge_all()
+    assert await detector.judge_all()
 
 
 @pytest.mark.promise("P8")

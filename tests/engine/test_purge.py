@@ -31,13 +31,25 @@ class Bench:
 
     stores: MemoryPurging = field(default_factory=MemoryPurging)
     incidents: list[Incident] = field(default_factory=list)
+    elsewhere: list[Incident] = field(default_factory=list)
+    judged: bool = True
     standing: Standing | None = "same"
 
     def __post_init__(self) -> None:
-        self.purger = Purger(self.stores, self.stores, MemoryLocal(), open_incidents=self._open, standing=self._stands)
+        self.purger = Purger(
+            self.stores,
+            self.stores,
+            MemoryLocal(),
+            all_judged=self._judges,
+            open_incidents=self._open,
+            standing=self._stands,
+        )
 
-    async def _open(self) -> list[Incident]:
-        return self.incidents
+    async def _judges(self) -> bool:
+        return self.judged
+
+    async def _open(self, any_store: bool) -> list[Incident]:
+        return [*self.incidents, *(self.elsewhere if any_store else [])]
 
     async def _stands(self) -> Standing | None:
         return self.standing
@@ -124,6 +136,16 @@ async def test_what_cannot_be_meant_is_refused(
 
 
 @pytest.mark.promise("P4")
+async def test_another_stores_incident_is_in_the_way_of_what_is_named_only() -> None:
+    """By age, this store's own memories go; what is named may be any store's."""
+    made = bench({1: 3})
+    made.elsewhere = [INCIDENT]
+    with pytest.raises(InputError, match="1 incidents are open"):
+        await made.named(uid(1))
+    assert (await made.old()).versions == 3
+
+
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize("dry_run", [True, False])
 async def test_nothing_is_removed_while_the_history_may_be_needed(dry_run: bool) -> None:
     """An incident that is open, a recovery that is under way, a database that went back in time."""
@@ -132,7 +154,11 @@ async def test_nothing_is_removed_while_the_history_may_be_needed(dry_run: bool)
     with pytest.raises(InputError, match="1 incidents are open") as refused:
         await made.old(dry_run=dry_run)
     assert "incidents" in refused.value.hint
-    made.incidents, made.stores.recovering = [], True
+    assert INCIDENT.id in refused.value.hint
+    made.incidents, made.judged = [], False
+    with pytest.raises(InputError, match="not all of what was deleted or changed here is judged"):
+        await made.old(dry_run=dry_run)
+    made.judged, made.stores.recovering = True, True
     with pytest.raises(InputError, match="a recovery is under way"):
         await made.old(dry_run=dry_run)
     made.stores.recovering, made.standing = False, "behind_here"

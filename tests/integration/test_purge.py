@@ -196,6 +196,44 @@ async def test_nothing_is_removed_while_an_incident_is_open(program: Runtime, cl
     assert (await program.purge(MONTH, (), dry_run=False)).versions == 6
 
 
+@pytest.mark.promise("P4")
+async def test_what_nobody_has_judged_yet_is_judged_before_anything_is_removed(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """No worker was running when the memories were overwritten; what they were before is all that is left of them."""
+    await past(program, client, empty_neo4j)
+    await client.execute("UPDATE memories SET content = 'x' || id")
+    await client.execute("INSERT INTO memories (id, content) SELECT gen_random_uuid(), 'd' FROM generate_series(1, 11)")
+    await client.execute("DELETE FROM memories WHERE content = 'd'")
+    await settled(program)
+    before = await remote_digest(empty_neo4j)
+    for dry_run in (True, False):
+        with pytest.raises(InputError, match="1 incidents are open"):
+            await program.purge(MONTH, (), dry_run=dry_run)
+    assert await remote_digest(empty_neo4j) == before
+
+
+@pytest.mark.promise("P4")
+async def test_an_incident_that_only_the_remote_knows_is_in_the_way(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """Of this store: by age and by name; of another one: by name."""
+    await past(program, client, empty_neo4j)
+    made = (
+        "CREATE (:Incident {id: randomUUID(), key: 'k', store: $store, kind: 'database_missing', rows: 5, revision: 1,"
+        " detected_at: datetime(), restore_point: datetime(), last_at: datetime(), summary: 'The database is gone.'})"
+    )
+    await graph(empty_neo4j, made, store=str(uid(99)))
+    with pytest.raises(InputError, match="1 incidents are open"):
+        await program.purge(None, [str(uid(4))], dry_run=True)
+    assert (await program.purge(MONTH, (), dry_run=True)).versions == 6
+    await graph(empty_neo4j, made, store=await client.fetchval("SELECT id::text FROM dionysus_sync.store_identity"))
+    with pytest.raises(InputError, match="1 incidents are open"):
+        await program.purge(MONTH, (), dry_run=True)
+    report = await program.drill()
+    assert (report.result, "an incident is open" in report.warnings[0]) == ("skipped", True)
+
+
 async def test_a_purge_that_is_cut_off_leaves_whole_pages_and_can_be_repeated(
     program: Runtime, client: Client, empty_neo4j: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

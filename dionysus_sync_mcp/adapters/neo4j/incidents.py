@@ -1,6 +1,6 @@
 """The incidents on record in the remote store, and where the local stores are that write to it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -40,10 +40,19 @@ class Incidents(Part):
                 await self._connection.read(CONSTRAINT, seconds)
         self._constrained = True
 
-    async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
+    async def remote_incidents(
+        self, *, open_only: bool, limit: int, stores: Collection[str] | None = None, after: Incident | None = None
+    ) -> list[Incident]:
         """See `RemoteIncidents.remote_incidents`."""
-        seconds = self._limits.look_seconds
-        page = await self._connection.read("incidents", seconds, open_only=open_only, limit=limit)
+        page = await self._connection.read(
+            "incidents",
+            self._limits.look_seconds,
+            open_only=open_only,
+            limit=limit,
+            stores=None if stores is None else sorted(stores),
+            after_at=after.detected_at.isoformat() if after else None,
+            after_id=after.id if after else None,
+        )
         found: dict[str, Incident] = {}
         for values in page:
             incident = _incident(values)

@@ -68,6 +68,12 @@ class PostgresIncidents:
         async with self._database.connection() as connection:
             await connection.execute(self._database.sql["note_published"], ids, revisions)
 
+    async def note_there(self, stores: Collection[str], there: Sequence[Incident]) -> None:
+        """See `IncidentBook.note_there`."""
+        ids, revisions = [i.id for i in there], [i.revision for i in there]
+        async with self._database.connection() as connection:
+            await connection.execute(self._database.sql["note_there"], sorted(stores), ids, revisions)
+
     async def adopt(self, incidents: Sequence[Incident]) -> int:
         """See `IncidentBook.adopt`."""
         if not incidents:

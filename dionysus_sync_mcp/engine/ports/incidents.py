@@ -83,6 +83,13 @@ class IncidentBook(Protocol):
         """The remote store has these states; one that has changed since stays unpublished."""
         ...
 
+    async def note_there(self, stores: Collection[str], there: Sequence[Incident]) -> None:
+        """This is all that the remote store has of these local stores: what it lacks is to be published again.
+
+        As is what it has an older state of.
+        """
+        ...
+
     async def adopt(self, incidents: Sequence[Incident]) -> int:
         """Put those on record that only the remote store knew, and close those that were closed there; how many were.
 
@@ -98,8 +105,14 @@ class RemoteIncidents(Protocol):
         """Idempotent; widens like `IncidentBook.record`, whatever the order in which the states come."""
         ...
 
-    async def remote_incidents(self, *, open_only: bool, limit: int) -> list[Incident]:
-        """Of all local stores, newest first."""
+    async def remote_incidents(
+        self, *, open_only: bool, limit: int, stores: Collection[str] | None = None, after: Incident | None = None
+    ) -> list[Incident]:
+        """Of these local stores, `None` for all: a page, newest first.
+
+        Args:
+            after: The last one of the page before.
+        """
         ...
 
     async def note_place(self, place: str, sight: Sight) -> bool:
