@@ -107,6 +107,20 @@ WITH m, s ORDER BY m.id
 RETURN collect([m.id, s.sync_version, s.content_hash, null, s.content, s.memory_type, s.importance, s.source_project,
   s.session_id, s.tags, toString(s.created_at), toString(s.updated_at), s.extra]) AS page
 
+// states_before //
+// In the same field order, of $memory_ids that have changed since $moment, ISO 8601 text: the newest state from before it, where
+// they were there then.
+UNWIND $memory_ids AS id
+MATCH (m:Memory {id: id}) WHERE coalesce(m.changed_at >= datetime($moment), true)
+CALL (m) {
+  MATCH (m)-[:HAS_VERSION]->(h:MemoryVersion)
+  WHERE h.changed_at < datetime($moment) AND h.sync_version <= m.sync_version
+  RETURN h ORDER BY h.sync_version DESC, h.changed_at DESC LIMIT 1
+}
+WITH m, h WHERE h.operation <> 'delete' ORDER BY m.id
+RETURN collect([m.id, h.sync_version, h.content_hash, null, h.content, h.memory_type, h.importance, h.source_project,
+  h.session_id, h.tags, toString(h.created_at), toString(h.updated_at), h.extra]) AS page
+
 // deleted_before //
 // How many memories were deleted before $moment, ISO 8601 text, and are. $stores: those that have written them last, none mean all.
 MATCH (m:Memory) WHERE m.deleted_at < datetime($moment) AND (size($stores) = 0 OR m.origin IN $stores)

@@ -83,7 +83,7 @@ def recover(
                 on_progress=on_progress,
             )
         recovery_output.show_plan(plan, _beside(as_json=as_json))
-        if dry_run or not (plan.will_restore or plan.table_missing or plan.context_lost):
+        if dry_run or not plan.is_work:
             return plan
         _ask("recover", recovery_output.question(plan), yes=yes)
         with output.progress() as on_progress:

@@ -15,6 +15,7 @@ from dionysus_sync_mcp.domain.memory import SYNC_COLUMNS
 
 # Of whole numbers, each holds those before it, and looks the same as JSON.
 _WHOLE = ("smallint", "integer", "bigint", "numeric")
+_INDEX = re.compile(r'(CREATE (?:UNIQUE )?INDEX )("(?:[^"]|"")+"|[^\s"]+)( ON .*)', re.DOTALL)
 _TEXT = re.compile(r"(?:text|character varying(?:\(([0-9]{1,9})\))?)")
 
 
@@ -40,6 +41,72 @@ def reshaped(current: str, noted: str) -> bool:
     """
     before = [column for column in _columns(noted) if not column.get("gone")]
     return _shapes(_columns(current)) != _shapes(before)
+
+
+def is_definition(text: str) -> bool:
+    """Whether a table can be made by it: what somebody wrote into the remote store by hand may be anything."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False
+    if not isinstance(found, dict) or not isinstance(found.get("columns"), list):
+        return False
+    lists = [
+        found.get(name, []) for name in ("constraints", "indexes", "triggers", "policies", "referenced_by", "grants")
+    ]
+    return (
+        all(isinstance(part, list) for part in lists)
+        and all(_is_column(column) for column in found["columns"])
+        and all(isinstance(words, str) for words in found.get("indexes", []))
+        and all(isinstance(found.get(name, False), bool) for name in ("row_security", "forced"))
+        and isinstance(found.get("schema", {}), dict)
+    )
+
+
+def _is_column(column: object) -> bool:
+    if not isinstance(column, dict) or not isinstance(column.get("name"), str) or not column["name"]:
+        return False
+    words = [column.get(name) or "" for name in ("type", "default", "generated", "identity", "collation")]
+    return all(isinstance(word, str) for word in words) and isinstance(column.get("not_null", False), bool)
+
+
+def lacks(current: str, noted: str) -> list[str]:
+    """What a table lacks of a noted definition, in words; nothing of what was gone then already."""
+    here = {str(column.get("name")) for column in _columns(current)} | set(SYNC_COLUMNS)
+    columns = [f"column {name}" for name in user_columns(noted, computed=True) if name not in here]
+    types = [f"the type of column {name}" for name in retyped(current, noted)]
+    constraints = [
+        f"constraint {name}" for words, name in _constraints(noted).items() if words not in _constraints(current)
+    ]
+    indexes = [f"index {name}" for words, name in _indexes(noted).items() if words not in _indexes(current)]
+    return [*columns, *types, *constraints, *indexes]
+
+
+def user_columns(definition: str, *, computed: bool = False) -> dict[str, bool]:
+    """The columns of a table without ours, and whether a row that says nothing of it has something in it.
+
+    Args:
+        computed: Also those that are computed from others.
+    """
+    return {
+        str(column.get("name")): column.get("default") is not None or bool(column.get("identity"))
+        for column in _columns(definition)
+        if column.get("name") not in SYNC_COLUMNS
+        and not column.get("gone")
+        and (computed or not column.get("generated"))
+    }
+
+
+def _constraints(definition: str) -> dict[str, str]:
+    """Names, by what they say: where its name is taken, one has another."""
+    found = _list(definition, "constraints")
+    return {str(one.get("definition")): str(one.get("name")) for one in found if isinstance(one, dict)}
+
+
+def _indexes(definition: str) -> dict[str, str]:
+    """The same of indexes; those of ours are made by the installation."""
+    found = [_INDEX.fullmatch(str(words)) for words in _list(definition, "indexes")]
+    return {one[1] + one[3]: one[2] for one in found if one and not one[2].startswith("idx_memories_sync_")}
 
 
 def same(one: str, other: str | None) -> bool:
@@ -115,9 +182,13 @@ def _shapes(columns: list[dict[str, Any]]) -> list[str]:
 
 def _columns(definition: str | None) -> list[dict[str, Any]]:
     """None of what is no definition."""
+    return [column for column in _list(definition, "columns") if isinstance(column, dict)]
+
+
+def _list(definition: str | None, name: str) -> list[Any]:
     try:
         found = json.loads(definition or "{}")
     except ValueError:
         return []
-    columns = found.get("columns") if isinstance(found, dict) else None
-    return [column for column in columns if isinstance(column, dict)] if isinstance(columns, list) else []
+    part = found.get(name) if isinstance(found, dict) else None
+    return part if isinstance(part, list) else []

@@ -152,10 +152,14 @@ def action_of(plan_class: PlanClass, here: Here | None, there: State, wishes: Wi
     return "overwrite" if wishes.overwrite_newer and plan_class in ("newer_here", "conflicting") else None
 
 
-def numbers(here: Here | None, there: State) -> Numbers:
-    """Which version the row gets: a state older than what the remote store holds goes forward, above both."""
+def numbers(here: Here | None, there: State, *, refilled: bool = False) -> Numbers:
+    """Which version the row gets: a state older than what the remote store holds goes forward, above both.
+
+    Args:
+        refilled: Whether it is a state that the remote store never held.
+    """
     highest = max(there.version, here.version if here else 0)
-    if there.is_current and not there.deleted and highest == there.version:
+    if not refilled and there.is_current and not there.deleted and highest == there.version:
         return Numbers(highest, there.version, is_new=False)
     return Numbers(highest + 1, there.version, is_new=True)
 
@@ -183,9 +187,14 @@ def _by_version(here: Here, target: int) -> PlanClass:
     return "older_here" if here.version < target and here.version <= here.base else "conflicting"
 
 
-def fingerprint(memory_id: str, action: Action, there: State, here: Here | None) -> int:
-    """What is to be done with one memory, as a number; the sum of them all, modulo 2^256, stands for a plan."""
-    text = f"{memory_id} {action} {there.target_version} {there.target_hash} {here.content_hash if here else ''}"
+def fingerprint(memory_id: str, action: Action, there: State, here: Here | None, lost: str = "") -> int:
+    """What is to be done with one memory, as a number; the sum of them all, modulo 2^256, stands for a plan.
+
+    Args:
+        lost: Names of columns whose lost values come back with it.
+    """
+    seen = here.content_hash if here else ""
+    text = f"{memory_id} {action} {there.target_version} {there.target_hash} {seen} {lost}"
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
 
 
@@ -216,6 +225,11 @@ def shape_lost(open_ones: Iterable[Incident], before: Incident | None) -> dateti
     if before is not None:
         return before.restore_point
     return min((one.restore_point for one in open_ones if one.kind in _LOSES_SHAPE), default=None)
+
+
+def columns_lost(concerned: Iterable[Incident]) -> datetime | None:
+    """When rows last had all their columns, where an incident is concerned that took some."""
+    return min((one.restore_point for one in concerned if one.kind in _LOSES_SHAPE), default=None)
 
 
 def is_in_history(incident: Incident) -> bool:

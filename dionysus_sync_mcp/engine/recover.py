@@ -11,15 +11,17 @@ from uuid import uuid4
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from dionysus_sync_mcp.domain.definition import reshaped
+from dionysus_sync_mcp.domain.definition import lacks, reshaped, user_columns
 from dionysus_sync_mcp.domain.destruction import Incident
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError, PlanOutdated
+from dionysus_sync_mcp.domain.lost_columns import LostColumns, with_values
 from dionysus_sync_mcp.domain.memory import RemoteMemory, broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import (
     LOSES_CONTEXT,
     KnownStore,
     Moment,
     Wishes,
+    columns_lost,
     damage_unseen,
     lacking,
     numbers,
@@ -29,7 +31,8 @@ from dionysus_sync_mcp.domain.recovery_plan import (
     windows,
     worst_loss,
 )
-from dionysus_sync_mcp.engine.definitions import definition_for
+from dionysus_sync_mcp.domain.text import defused
+from dionysus_sync_mcp.engine.definitions import damaged_definitions, definition_for
 from dionysus_sync_mcp.engine.ports.history import EVERY_ID, Concern, KnownIncidents, LocalRows, RemoteHistory, StateOf
 from dionysus_sync_mcp.engine.ports.install import Installation
 from dionysus_sync_mcp.engine.ports.recover import PageResult, RemoteReader, Restoration, Restorer
@@ -37,6 +40,7 @@ from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope, SyncEvent
 from dionysus_sync_mcp.engine.push import Pusher
 from dionysus_sync_mcp.engine.recovery_words import (
     Stores,
+    definition_warnings,
     example,
     held_back,
     incident_warnings,
@@ -45,6 +49,7 @@ from dionysus_sync_mcp.engine.recovery_words import (
     plan_advice,
     plan_warnings,
     purge_warnings,
+    shape_warnings,
     store_warnings,
 )
 from dionysus_sync_mcp.engine.reports import Example, RecoveryClass, RecoveryPlan, RecoveryReport
@@ -108,6 +113,7 @@ class _Circumstances:
     before: Incident | None
     concerned: Sequence[Incident]
     shape_of: datetime | None  # when the table was as it should be; `None` for now
+    lacking: Sequence[str] = ()  # what the table has not of the shape that an incident took
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -209,9 +215,16 @@ class Recoverer:
         return RecoveryPlan(
             plan_id=planned.id,
             expires_at=planned.expires_at,
-            next_step=plan_advice(survey, planned.id, include_deleted=wish.include_deleted, context_lost=context_lost),
+            next_step=plan_advice(
+                survey,
+                planned.id,
+                include_deleted=wish.include_deleted,
+                more_lost=bool(context_lost or facts.lacking),
+            ),
             warnings=[
-                *incident_warnings(facts.before),
+                *incident_warnings(facts.before, survey),
+                *shape_warnings(facts.lacking),
+                *definition_warnings(await damaged_definitions(self._reader)),
                 *plan_warnings(survey, include_deleted=wish.include_deleted),
                 *store_warnings(facts.stores),
                 *purge_warnings(facts.stores, facts.before.restore_point if facts.before else wish.as_of),
@@ -226,6 +239,7 @@ class Recoverer:
             counts=survey.counts,
             examples=await self._examples(survey),
             table_missing=table_missing,
+            table_lacks=[defused(part) for part in facts.lacking[:NAMED_FAULTS]],
             context_lost=context_lost,
         )
 
@@ -324,7 +338,22 @@ class Recoverer:
         concern = Concern(wish.scope, Moment(wish.as_of, windows(concerned, before, now)), stores.meant)
         counts = await self._reader.counts()
         question = Question(concern, wishes, waiting, counts.live + counts.tombstones)
-        return _Circumstances(question, stores, before, concerned, wish.as_of or shape_lost(open_ones, before))
+        facts = _Circumstances(question, stores, before, concerned, wish.as_of or shape_lost(open_ones, before))
+        return await self._with_shape(facts, initialised=initialised)
+
+    async def _with_shape(self, facts: _Circumstances, *, initialised: bool) -> _Circumstances:
+        """What an incident took of the table's shape, and so of its rows; nothing, where a time is asked for."""
+        lost = columns_lost(facts.concerned) if facts.question.concern.moment.as_of is None else None
+        if lost is None:
+            return facts
+        noted = (await definition_for(self._reader, self._installation, lost, facts.place)) or ""
+        current = await self._installation.definition() if initialised else None
+        columns = user_columns(noted)
+        filled = frozenset(name for name, anyway in columns.items() if anyway)
+        absent = frozenset(columns) - user_columns(current, computed=True).keys() if current else frozenset()
+        taken = LostColumns(lost, frozenset(columns) or None, filled, absent)
+        lacking = lacks(current, noted) if current and noted else []
+        return replace(facts, question=replace(facts.question, lost=taken), lacking=lacking)
 
     async def _stores(self, own: str | None) -> Stores:
         known = await self._history.known_stores()
@@ -519,7 +548,10 @@ def _check_time(wish: RecoveryWish, now: datetime) -> None:
 
 def _restoration(choice: Choice, memory: RemoteMemory) -> Restoration:
     overwrites = choice.here.content_hash if choice.here and choice.action == "overwrite" else None
-    return Restoration(memory, *numbers(choice.here, choice.there), overwrites)
+    refilled = bool(choice.lost)
+    if refilled:
+        memory = memory._replace(extra=with_values(memory.extra, choice.lost))
+    return Restoration(memory, *numbers(choice.here, choice.there, refilled=refilled), overwrites, refilled)
 
 
 def _report(planned: _Planned, tally: _Tally, started: float) -> RecoveryReport:

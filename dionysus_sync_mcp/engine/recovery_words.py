@@ -1,12 +1,13 @@
 """Words of a plan and of a recovery's report: what there is to know of it, and what to do next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from dionysus_sync_mcp.domain.destruction import Incident
 from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.domain.recovery_plan import is_in_history
-from dionysus_sync_mcp.domain.text import line
+from dionysus_sync_mcp.domain.text import defused, line
 from dionysus_sync_mcp.engine.reports import Example
 from dionysus_sync_mcp.engine.survey import EXAMPLES, Survey
 
@@ -58,8 +59,12 @@ def held_back(number: int) -> list[str]:
     return [f"{number} memories are left out: their newest state waits to be pushed. Call sync_now, then plan again."]
 
 
-def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool, context_lost: bool = False) -> str:
-    """What to do with a plan."""
+def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool, more_lost: bool = False) -> str:
+    """What to do with a plan.
+
+    Args:
+        more_lost: Whether something beside memories may be gone, which a warning or a field of the plan names.
+    """
     if survey.held_back and not survey.chosen:
         return "Call sync_now, so that what waits is in the remote store, and plan again."
     if survey.overwrites:
@@ -69,10 +74,10 @@ def plan_advice(survey: Survey, plan_id: str, *, include_deleted: bool, context_
         )
     if survey.chosen:
         return f"Run this plan by calling again with plan_id={plan_id}. Nothing that is here will be touched."
-    if context_lost:
+    if more_lost:
         return (
-            "No memory is missing. Sessions, projects and references may be: run this plan by calling again with "
-            f"plan_id={plan_id}."
+            "No memory is missing. What else was lost (sessions, projects and references, or parts of the table) comes "
+            f"back where it is not here: run this plan by calling again with plan_id={plan_id}."
         )
     if survey.counts["deleted"] and not include_deleted:
         return "Nothing is missing but what was deleted here; to bring that back too, plan with include_deleted=true."
@@ -91,6 +96,11 @@ def plan_warnings(survey: Survey, *, include_deleted: bool) -> list[str]:
         warnings.append(
             f"{survey.deleted_since} of the memories that come back were deleted on purpose since that time."
         )
+    if survey.refilled:
+        warnings.append(
+            f"{survey.refilled} memories have lost what they had in columns that an incident took: it comes back as it "
+            "was before it, beside what they hold now."
+        )
     if counts["invalid"]:
         warnings.append(f"{counts['invalid']} memories break a rule of the data model; each is reported.")
     if survey.unreadable:
@@ -98,6 +108,24 @@ def plan_warnings(survey: Survey, *, include_deleted: bool) -> list[str]:
         number = len(survey.unreadable)
         warnings.append(f"{number} rows here cannot be made JSON, so they are not in the remote store: {named}.")
     return warnings
+
+
+def shape_warnings(lacking: Sequence[str]) -> list[str]:
+    """Of parts of the table that an incident took."""
+    if not lacking:
+        return []
+    parts = defused("; ".join(lacking))
+    return [f"The table lacks what it had before an incident, which a run adds again: {parts}."]
+
+
+def definition_warnings(damaged: int) -> list[str]:
+    """Of definitions of tables that somebody has changed by hand."""
+    if not damaged:
+        return []
+    return [
+        f"{damaged} of the tables' definitions in the remote store cannot be read: a table that has to be made again "
+        "is made by an older one, or by none."
+    ]
 
 
 def store_warnings(stores: "Stores") -> list[str]:
@@ -129,13 +157,18 @@ def purge_warnings(stores: "Stores", moment: datetime | None) -> list[str]:
     ]
 
 
-def incident_warnings(before: Incident | None) -> list[str]:
+def incident_warnings(before: Incident | None, survey: Survey) -> list[str]:
     """Of the incident whose damage is to be brought back."""
     if before is None:
         return []
     warnings = []
     if before.closed_at:
         warnings.append("This incident is closed: whatever was made of it since counts as newer.")
+    if is_in_history(before) and not survey.chosen:
+        warnings.append(
+            "Nothing that this incident did is what a memory holds now. An undo of its recovery counts as newer: "
+            f"then plan as_of {iso(before.restore_point)} with overwrite_newer."
+        )
     if not is_in_history(before):
         warnings.append(
             "What this incident did to single memories is not on record: what was captured after it counts as good. "

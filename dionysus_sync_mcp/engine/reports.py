@@ -312,9 +312,17 @@ class RecoveryPlan(Report):
     counts: Annotated[dict[RecoveryClass, int], Field(description="Memories by class.")]
     examples: Annotated[dict[RecoveryClass, list[Example]], Field(description="Some of each class.")]
     table_missing: Annotated[bool, Field(description="Whether the table `memories` would be created again.")]
+    table_lacks: Annotated[
+        list[str], Field(description="Parts of the table that an incident took and a run adds again, at most 20.")
+    ] = []
     context_lost: Annotated[
         bool, Field(description="Whether sessions, projects and references may be gone, which a run brings back too.")
     ] = False
+
+    @property
+    def is_work(self) -> bool:
+        """Whether a run would do anything."""
+        return bool(self.will_restore or self.table_missing or self.table_lacks or self.context_lost)
 
 
 class RecoveryReport(Report):

@@ -13,9 +13,10 @@ from typing import Generic, NamedTuple, TypeVar, get_args
 import anyio
 
 from dionysus_sync_mcp.domain.drift import Here
+from dionysus_sync_mcp.domain.lost_columns import LostColumns, lost_values, names_of
 from dionysus_sync_mcp.domain.memory import broken_rules
 from dionysus_sync_mcp.domain.recovery_plan import Action, PlanClass, State, Wishes, action_of, class_of, fingerprint
-from dionysus_sync_mcp.engine.ports.history import EVERY_ID, Concern, LocalRows, RemoteHistory, Span
+from dionysus_sync_mcp.engine.ports.history import EVERY_ID, Concern, LocalRows, RemoteHistory, Span, StateOf
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope
 from dionysus_sync_mcp.engine.reports import RecoveryClass
 from dionysus_sync_mcp.engine.tasks import first_error
@@ -31,14 +32,20 @@ _LAST = "\U0010ffff"
 _DIGITS = "0123456789abcdef"
 
 Side = TypeVar("Side", Here, State)
+NOTHING_LOST: Mapping[str, str] = {}
 
 
 class Choice(NamedTuple):
-    """A memory that a recovery does something with."""
+    """A memory that a recovery does something with.
+
+    Attributes:
+        lost: JSON text of values that its state says nothing of, since the table lacked their columns, by column.
+    """
 
     there: State
     here: Here | None
     action: Action
+    lost: Mapping[str, str] = NOTHING_LOST
 
 
 class Named(NamedTuple):
@@ -55,6 +62,7 @@ class Question:
     Attributes:
         waiting: Memories whose newest state waits in the queue: what the remote store has of them is old.
         memories: About how many there are.
+        lost: Columns that an incident took; `None` where none is concerned that did.
         keep: Whether what is chosen is to be told memory by memory.
     """
 
@@ -62,6 +70,7 @@ class Question:
     wishes: Wishes
     waiting: frozenset[str] = frozenset()
     memories: int = 0
+    lost: LostColumns | None = None
     keep: bool = False
 
 
@@ -73,6 +82,7 @@ class Survey:
         fingerprint: Stands for what is to be done; another one, if any of it is another.
         then: Memories that were there at the moment in question.
         deleted_since: Chosen ones that somebody has deleted on purpose after that.
+        refilled: Chosen ones that get values of lost columns back beside what they hold otherwise.
     """
 
     counts: dict[RecoveryClass, int] = field(default_factory=lambda: dict.fromkeys(get_args(RecoveryClass), 0))
@@ -85,6 +95,7 @@ class Survey:
     held_back: int = 0
     then: int = 0
     deleted_since: int = 0
+    refilled: int = 0
 
     def add(self, other: "Survey") -> None:
         """What another span has come to."""
@@ -100,6 +111,7 @@ class Survey:
         self.held_back += other.held_back
         self.then += other.then
         self.deleted_since += other.deleted_since
+        self.refilled += other.refilled
 
 
 class Surveyor:
@@ -153,8 +165,20 @@ class Surveyor:
                 await behind.advance()
                 bound = min(here.last, there.last)
                 memories = there.until(bound)
-                found.note(here.until(bound), memories)
+                found.note(here.until(bound), memories, await self._lost(memories, found.question))
                 await progress.add(len(memories))
+
+    async def _lost(self, memories: Mapping[str, State], question: Question) -> dict[str, Mapping[str, str]]:
+        """What the states in question say nothing of, by memory."""
+        lost = question.lost
+        meant = {i: s for i, s in memories.items() if s.target_version is not None and not s.target_deleted}
+        if lost is None or not meant:
+            return {}
+        before = {memory.id: memory for memory in await self._remote.states_before(sorted(meant), lost.moment)}
+        wanted = [StateOf(i, meant[i].target_version or 0, meant[i].target_hash) for i in before]
+        targets = await self._remote.whole_states(wanted) if wanted else []
+        found = {target.id: lost_values(target, before[target.id], lost) for target in targets}
+        return {memory_id: values for memory_id, values in found.items() if values}
 
     async def _states(self, concern: Concern, span: Span) -> AsyncGenerator[Sequence[tuple[str, State]], None]:
         last = ""
@@ -170,8 +194,10 @@ class _Findings:
         self.question = question
         self.survey = Survey()
 
-    def note(self, rows: Mapping[str, Here], memories: Mapping[str, State]) -> None:
-        """Some ids, all that either side has of them."""
+    def note(
+        self, rows: Mapping[str, Here], memories: Mapping[str, State], lost: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        """Some ids, all that either side has of them, and what their states say nothing of."""
         survey = self.survey
         survey.counts["only_here"] += len(rows.keys() - memories.keys())
         survey.unreadable += [memory_id for memory_id, here in rows.items() if not here.content_hash]
@@ -179,19 +205,21 @@ class _Findings:
             survey.then += there.target_version is not None
             here = rows.get(memory_id)
             if plan_class := class_of(here, there, self.question.wishes):
-                self._note(plan_class, here, there)
+                self._note(plan_class, here, there, lost.get(memory_id, NOTHING_LOST))
 
-    def _note(self, plan_class: PlanClass, here: Here | None, there: State) -> None:
+    def _note(self, plan_class: PlanClass, here: Here | None, there: State, lost: Mapping[str, str]) -> None:
         survey = self.survey
+        if plan_class == "identical" and lost:
+            plan_class = "overwritten_by_incident"
         survey.counts[plan_class] += 1
         if plan_class == "identical":
             return
-        self._name(plan_class, there, _reason(plan_class, here, there))
+        self._name(plan_class, there, _reason(plan_class, here, there, lost))
         if action := action_of(plan_class, here, there, self.question.wishes):
             if there.memory_id in self.question.waiting:
                 survey.held_back += 1
                 return
-            self._choose(Choice(there, here, action))
+            self._choose(Choice(there, here, action, lost))
 
     def _choose(self, choice: Choice) -> None:
         survey, there = self.survey, choice.there
@@ -200,7 +228,8 @@ class _Findings:
         survey.deleted_since += (
             choice.here is None and there.deleted and not there.target_deleted and not there.by_incident
         )
-        survey.fingerprint += fingerprint(there.memory_id, choice.action, there, choice.here)
+        survey.refilled += bool(choice.lost)
+        survey.fingerprint += fingerprint(there.memory_id, choice.action, there, choice.here, names_of(choice.lost))
         if rules := broken_rules(there.target):
             survey.counts["invalid"] += 1
             self._name("invalid", there, "; ".join(rules))
@@ -262,8 +291,10 @@ def _spans(memories: int) -> list[Span]:
     return [Span(first, end) for first, end in pairwise(["", *_DIGITS[1:], ""])]
 
 
-def _reason(plan_class: PlanClass, here: Here | None, there: State) -> str | None:
+def _reason(plan_class: PlanClass, here: Here | None, there: State, lost: Mapping[str, str]) -> str | None:
     """What there is to say of an example."""
+    if lost and plan_class in ("overwritten_by_incident", "missing_here", "deleted_by_incident"):
+        return f"an incident took columns of it; their values come back: {names_of(lost)}"
     if here is None:
         return {
             "deleted": "it was deleted on purpose",

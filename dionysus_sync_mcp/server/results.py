@@ -30,7 +30,7 @@ def planned(plan: RecoveryPlan, *, can_ask: bool) -> Recovery:
     Args:
         can_ask: Whether the client can put a question before the user.
     """
-    next_step = _how_to_run(plan, can_ask=can_ask) if plan.will_restore or plan.table_missing else plan.next_step
+    next_step = _how_to_run(plan, can_ask=can_ask) if plan.is_work else plan.next_step
     return Recovery(phase="planned", next_step=next_step, plan=plan)
 
 

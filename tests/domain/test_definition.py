@@ -2,10 +2,11 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from dionysus_sync_mcp.domain.definition import reshaped, retyped, same, valid_at, widened
+from dionysus_sync_mcp.domain.definition import is_definition, lacks, reshaped, retyped, same, valid_at, widened
 
 
 def definition(*names: str, **more: object) -> str:
@@ -132,3 +133,47 @@ def test_a_type_that_cannot_hold_what_the_noted_one_could_is_found(present: str,
     found = retyped(json.dumps({"columns": now}), json.dumps({"columns": columns}))
     assert found == (["c"] if lost else [])
     assert retyped("no json", json.dumps({"columns": columns})) == []
+
+
+WHOLE: dict[str, Any] = {
+    "columns": [{"name": "id", "type": "uuid", "not_null": True}],
+    "constraints": [],
+    "indexes": [],
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nope",
+        "[]",
+        '{"columns": 5}',
+        '{"columns": [5]}',
+        '{"columns": [{"type": "text"}]}',
+        json.dumps(WHOLE | {"constraints": 5}),
+        json.dumps(WHOLE | {"indexes": [5]}),
+        json.dumps(WHOLE | {"columns": [{"name": "id", "type": 5}]}),
+        json.dumps(WHOLE | {"columns": [{"name": "id", "not_null": "maybe"}]}),
+    ],
+)
+def test_what_no_table_can_be_made_by_is_no_definition(text: str) -> None:
+    """Whoever wrote it; one that PostgreSQL made is."""
+    assert not is_definition(text)
+    assert is_definition(json.dumps(WHOLE))
+
+
+def test_what_a_table_lacks_is_named() -> None:
+    """Columns, types, constraints and indexes; an index or a constraint under another name is there."""
+    column = {"name": "note", "type": "text"}
+    index, unique = (
+        "CREATE INDEX ni ON public.memories USING btree (note)",
+        {"name": "u", "definition": "UNIQUE (note)"},
+    )
+    noted = json.dumps(
+        {"columns": [column, column | {"name": "old", "gone": True}], "constraints": [unique], "indexes": [index]}
+    )
+    assert lacks(json.dumps({"columns": []}), noted) == ["column note", "constraint u", "index ni"]
+    short = json.dumps({"columns": [column | {"type": "character varying(3)"}]})
+    assert lacks(short, noted)[0] == "the type of column note"
+    there = {"columns": [column], "constraints": [unique | {"name": "v"}], "indexes": [index.replace("ni", "nj")]}
+    assert lacks(json.dumps(there), noted) == []

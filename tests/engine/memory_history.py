@@ -40,6 +40,18 @@ class MemoryHistory:
         found = (self._whole(one) for one in sorted(wanted))
         return [memory for memory in found if memory is not None]
 
+    async def states_before(self, memory_ids: Sequence[str], moment: datetime) -> list[RemoteMemory]:
+        """From the history."""
+        found = []
+        for memory_id in sorted(memory_ids):
+            versions = [
+                version for _, version in self._versions(memory_id, self.remote.nodes[memory_id].memory.version)
+            ]
+            before = [version for version in versions if _time(version.changed_at) < moment]
+            if before and before[0] is not versions[0] and before[0].operation != "delete":
+                found.append(RemoteMemory(memory_id, *_key(before[0])[:2], None, *before[0].properties))
+        return found
+
     async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
         """By the time of the tombstone."""
         return sum(

@@ -52,7 +52,7 @@ class MemoryLocal:
     context: list[dict[str, Any]] = field(default_factory=list)
     captured: bool = True
     bookkeeping: bool = True
-    shape: str | None = "the shape"
+    shape: str | None = '{"columns": []}'
     refusing: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)  # rows that a transaction of somebody's holds
     locked: bool = False  # the whole table is somebody's
@@ -373,11 +373,14 @@ class MemoryLocal:
             self.kept[recovery_id, one.memory.id] = self.table[one.memory.id]
         for one in good:
             self._write_restored(one)
-        mismatched = [r.memory.id for r in good if self.table[r.memory.id].content_hash != r.memory.content_hash]
+        mismatched = [r.memory.id for r in good if not self._is_as_meant(r)]
         refused = [(r.memory.id, "the table refuses it") for r in chosen if r not in good]
         refused += [(memory_id, "changed meanwhile") for memory_id in moved]
         verified = len(good) - len(mismatched)
         return PageResult(len(good), verified, len(there), refused, mismatched, len(overwritten))
+
+    def _is_as_meant(self, restoration: Restoration) -> bool:
+        return restoration.refilled or self.table[restoration.memory.id].content_hash == restoration.memory.content_hash
 
     def _is_as_seen(self, restoration: Restoration) -> bool:
         row = self.table.get(restoration.memory.id)

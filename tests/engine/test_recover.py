@@ -26,6 +26,7 @@ from tests.engine.test_push import drain
 
 EVERYTHING = RecoveryWish(Scope())
 NOW = START + timedelta(days=1)
+NOTED_SHAPE = '{"columns": [], "indexes": ["noted"]}'
 
 
 class World:
@@ -110,12 +111,12 @@ async def test_a_lost_table_comes_back_over_several_pages() -> None:
     """With the noted definition; a second run finds nothing to do."""
     stores = await world(PAGE + 10)
     before = dict(stores.local.table)
-    await stores.remote.note_definition(stores.local.identity_, "the noted shape")
+    await stores.remote.note_definition(stores.local.identity_, NOTED_SHAPE)
     stores.local.rows = None
     plan = await stores.plan()
     assert (plan.table_missing, plan.will_restore, stores.local.rows) == (True, PAGE + 10, None)
     report = await stores.run(plan)
-    assert (report.complete, report.verified, stores.local.shape) == (True, PAGE + 10, "the noted shape")
+    assert (report.complete, report.verified, stores.local.shape) == (True, PAGE + 10, NOTED_SHAPE)
     assert stores.local.table == before
     assert (await stores.recover()).planned == 0
 
@@ -553,14 +554,15 @@ async def test_a_store_goes_by_the_definition_that_it_noted() -> None:
     """Not by that of another store, though it is newer; a store that never wrote here goes by the newest."""
     stores = await world(1)
     other = StoreIdentity("other", "epoch")
-    for identity, text in ((stores.local.identity_, "own"), (other, "the other's")):
+    own, theirs = '{"columns": [], "indexes": ["own"]}', '{"columns": [], "indexes": ["the other\'s"]}'
+    for identity, text in ((stores.local.identity_, own), (other, theirs)):
         await stores.remote.note_definition(identity, text)
     stores.local.rows = None
     await stores.recover()
-    assert stores.local.shape == "own"
+    assert stores.local.shape == own
     stores.local.rows, stores.local.identity_ = None, StoreIdentity("fresh", "epoch")
     await stores.recover()
-    assert stores.local.shape == "the other's"
+    assert stores.local.shape == theirs
 
 
 async def two_stores() -> tuple[World, MemoryLocal]:

@@ -156,7 +156,7 @@ async def test_what_is_written_is_pushed_and_embedded() -> None:
         await eventually(lambda: "a" in remote.nodes and not remote.nodes["a"].unembedded and not local.entries)
         assert background.report().state in ("idle", "pushing")
         tasks.cancel_scope.cancel()
-    assert remote.noted == {"store": "the shape"}
+    assert remote.noted == {"store": local.shape}
 
 
 @pytest.mark.promise("P8")

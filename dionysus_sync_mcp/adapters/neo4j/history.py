@@ -1,7 +1,7 @@
 """The remote store as it was at a time: keyset pages, each travelling as one value without a temporal one in it."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Part
@@ -28,7 +28,7 @@ class History(Part):
             sessions=list(scope.sessions),
             memory_ids=list(scope.memory_ids),
             stores=list(concern.stores),
-            as_of=moment.as_of.isoformat() if moment.as_of else None,
+            as_of=_text(moment.as_of) if moment.as_of else None,
             windows=[_window(w) for w in moment.without],
         )
         return sorted(map(_state, page or ()))
@@ -39,10 +39,17 @@ class History(Part):
         page = await self._connection.read("whole_states", self._limits.read_seconds, rows=rows)
         return [RemoteMemory(*row) for row in page]
 
+    async def states_before(self, memory_ids: Sequence[str], moment: datetime) -> list[RemoteMemory]:
+        """See `RemoteHistory.states_before`."""
+        page = await self._connection.read(
+            "states_before", self._limits.read_seconds, memory_ids=list(memory_ids), moment=_text(moment)
+        )
+        return [RemoteMemory(*row) for row in page]
+
     async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
         """See `RemoteHistory.deleted_before`."""
         deleted: int = await self._connection.read(
-            "deleted_before", self._limits.read_seconds, moment=moment.isoformat(), stores=list(stores)
+            "deleted_before", self._limits.read_seconds, moment=_text(moment), stores=list(stores)
         )
         return deleted
 
@@ -84,7 +91,7 @@ def _statement(moment: Moment) -> str:
 
 def _window(window: Sequence[Any]) -> dict[str, str]:
     store, first, last, operation = window
-    return {"store": store, "first": first.isoformat(), "last": last.isoformat(), "operation": operation}
+    return {"store": store, "first": _text(first), "last": _text(last), "operation": operation}
 
 
 def _state(row: Sequence[Any]) -> State:
@@ -99,6 +106,11 @@ def _state(row: Sequence[Any]) -> State:
 
 def _numbered(version: object, content_hash: object) -> tuple[int, str]:
     return version if isinstance(version, int) else 0, content_hash if isinstance(content_hash, str) else ""
+
+
+def _text(time: datetime) -> str:
+    """Of offsets with seconds in them, Neo4j knows nothing."""
+    return time.astimezone(UTC).isoformat()
 
 
 def _time(text: str | None) -> datetime | None:

@@ -103,6 +103,8 @@ class PostgresRestorer:
             await connection.execute(sql["mark_restore"])
             await connection.execute(sql["claim_table"])
             await _fill(connection, sql, restorations)
+            if refilled := [r.memory.id for r in restorations if r.refilled]:
+                await connection.execute(sql["seal_page"], refilled)
             left = await _left_out(connection, sql, written=False)
             left |= await leave_out_moved(connection, sql, overwriting)
             kept = [memory_id for memory_id in overwriting if memory_id not in left]

@@ -52,6 +52,10 @@ class RemoteHistory(Protocol):
         """Those that are there, each as a live memory, sorted by id."""
         ...
 
+    async def states_before(self, memory_ids: Sequence[str], moment: datetime) -> list[RemoteMemory]:
+        """Of those that have changed since that time: the newest state from before it, where they were there then."""
+        ...
+
     async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
         """How many memories were deleted before that time, and are; of these stores, of all where none is named."""
         ...

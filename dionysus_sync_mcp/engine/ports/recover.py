@@ -103,6 +103,8 @@ class Restoration(NamedTuple):
         is_new: Whether the remote store does not hold this state as its newest: the row is pending then, and queued.
         overwrites: Hash of the local row that it replaces, which is kept for an undo; a row with another hash stays.
             `None`: only where there is no row.
+        refilled: Whether the state was put together of two, and has no hash yet: it gets the one that a row has that
+            holds just this.
     """
 
     memory: RemoteMemory
@@ -110,6 +112,7 @@ class Restoration(NamedTuple):
     confirmed: int
     is_new: bool = False
     overwrites: str | None = None
+    refilled: bool = False
 
 
 def as_it_stands(memory: RemoteMemory) -> Restoration:
