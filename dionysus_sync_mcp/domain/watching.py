@@ -1,6 +1,8 @@
 """Decides what lies between two looks at the local store: what was destroyed without the database telling of it."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +18,11 @@ from dionysus_sync_mcp.domain.destruction import (
     utc_text,
 )
 from dionysus_sync_mcp.domain.text import defused
+
+# What the database does tell of when they are called something else.
+READ_COLUMNS = frozenset(
+    "id content memory_type importance source_project session_id tags created_at updated_at".split()
+)
 
 
 def compare(
@@ -54,6 +61,30 @@ def database_missing(before: Sight, store: str, now: datetime) -> Incident:
     watch = _Watch(before, Sight(now, None, None), store, ())
     held = f" It held {before.rows} memories." if before.rows else ""
     return watch.incident("database_missing", watch.store_key(), before.rows or 0, f"The database is gone.{held}")
+
+
+# Columns of text, each of which becomes the other without any loss where that may be as long.
+_TEXT = re.compile(r"(.*) (?:text|character varying(?:\((\d+)\))?)")
+
+
+def _holds(column: str, before: str) -> bool:
+    """Whether all that was in a column of text can be in this one, which has its name: `name type` of both."""
+    now, was = _TEXT.fullmatch(column), _TEXT.fullmatch(before)
+    if now is None or was is None or now[1] != was[1]:
+        return False
+    return now[2] is None or (was[2] is not None and int(now[2]) >= int(was[2]))
+
+
+def _renamed(gone: Collection[str], made: Collection[str]) -> set[str]:
+    """Columns of the user's own that others of their type stand for: the database says nothing of a new name."""
+    free = Counter(column.partition(" ")[2] for column in made)
+    renamed = set()
+    for column in sorted(gone):
+        name, _, kind = column.partition(" ")
+        if name not in READ_COLUMNS and free[kind] > 0:
+            free[kind] -= 1
+            renamed.add(column)
+    return renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +128,16 @@ class _Watch:
         return self.incident("table_recreated", key, self.before.rows or 0, summary)
 
     def reshaped(self) -> Iterator[Incident]:
-        """Columns that are gone or of another type; ones that were added are no loss."""
-        lost = sorted(set(self.before.columns) - set(self.now.columns))
-        told = self.before.event_triggers and self.now.event_triggers
-        if not lost or told or self._told("alter"):
+        """Columns that are gone or of another type; ones that were added, or hold more than before, are no loss.
+
+        Also where the database tells of alterations itself: whoever made this one may have kept it from that. What it
+        told of is on record by now.
+        """
+        gone, made = set(self.before.columns) - set(self.now.columns), set(self.now.columns) - set(self.before.columns)
+        if self.before.event_triggers and self.now.event_triggers:
+            gone -= _renamed(gone, made)
+        lost = sorted(column for column in gone if not any(_holds(other, column) for other in made))
+        if not lost or any(self._told(event) for event in ("alter", "drop", "gone")):
             return
         key = f"alter:{self.before.table}:{utc_text(self.before.seen_at)}"
         named = defused(", ".join(lost), LONGEST_DETAIL)

@@ -453,7 +453,14 @@ def test_what_looks_find(now: Sight, kind: str, key: str, rows: int) -> None:
         (BEFORE, sight(2, columns=("content text", "mood text", "tags text[]"))),
         (replace(BEFORE, triggers=frozenset()), sight(2)),
         (replace(BEFORE, triggers=TRIGGERS | {"of_an_older_version"}), sight(2)),
-        (replace(BEFORE, event_triggers=True), sight(2, event_triggers=True, columns=("content text",))),
+        (
+            replace(BEFORE, event_triggers=True, columns=("content text", "mood text", "note character varying(9)")),
+            sight(2, event_triggers=True, columns=("content text", "feeling text", "note character varying(10)")),
+        ),
+        (
+            replace(BEFORE, columns=("content character varying(9)", "tags text[]")),
+            sight(2, columns=("content text", "tags text[]")),
+        ),
         (replace(BEFORE, table=None), sight(2, table=2, rows=0)),
         (replace(BEFORE, store=None), sight(2)),
         (BEFORE, sight(2, table=2, rows=0, recovering=True)),
@@ -464,7 +471,7 @@ def test_what_looks_find(now: Sight, kind: str, key: str, rows: int) -> None:
     ids=[
         "the first look ever", "the first look, at nothing", "nothing has changed", "10 rows went", "all went as told",
         "5 more than told went", "rows came", "more came than are counted", "a column was added",
-        "an upgrade added triggers", "an upgrade removed a trigger", "the database tells of alterations itself",
+        "an upgrade added triggers", "an upgrade removed a trigger", "a column has another name", "a column holds more",
         "a table was made where there was none", "a store was made", "a recovery made the table anew",
         "a recovery changes columns", "hardly less than are counted", "a dump was restored into another database",
     ],
@@ -484,6 +491,22 @@ def test_event_triggers_that_are_gone_are_told() -> None:
     """From then on only looks show what is lost."""
     (found,) = compare(replace(BEFORE, event_triggers=True), sight(2), LIMITS, TRIGGERS)
     assert found.kind == "capture_off"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("content text",),
+        ("content text", "tags text"),
+        ("content text", "labels text[]"),
+        ("content character varying(3)", "tags text[]"),
+    ],
+)
+def test_an_alteration_that_the_database_was_kept_from_telling_of_is_found(columns: tuple[str, ...]) -> None:
+    """Its event triggers fire at both looks, and did not between them."""
+    now = sight(2, event_triggers=True, columns=columns)
+    (found,) = compare(replace(BEFORE, event_triggers=True), now, LIMITS, TRIGGERS)
+    assert (found.kind, found.rows) == ("alter", 100)
 
 
 @pytest.mark.parametrize(
