@@ -291,6 +291,7 @@ class Runtime:
             standing=self._status.standing,
             alert=lambda alerts: self.alerter.raise_alerts(alerts),
             altered=self._altered,
+            incident_open=self._any_open,
             seconds=seconds,
         )
 
@@ -310,6 +311,9 @@ class Runtime:
 
     async def _incident_open(self) -> bool:
         return bool(await self._open_incidents(False))
+
+    async def _any_open(self) -> bool:
+        return bool(await self._records.open())
 
     async def _altered(self) -> bool:
         return any(incident.kind == "alter" for incident in await self._records.open())

@@ -90,6 +90,7 @@ class Verifier:
         alert: Puts alerts on record; how many were new.
         altered: Whether an incident is open that has changed rows without any trigger's firing, such as a column of
             another type: what is here does not count before it is closed, or recovered.
+        incident_open: Whether an incident is open at all: people are told of it, and what differs may be of it.
         seconds: Between two comparisons that the background loop makes; 0: none but those that something calls for.
     """
 
@@ -105,6 +106,7 @@ class Verifier:
         standing: Callable[[], Awaitable[Standing | None]],
         alert: Callable[[list[NewAlert]], Awaitable[int]],
         altered: Callable[[], Awaitable[bool]],
+        incident_open: Callable[[], Awaitable[bool]],
         seconds: float,
     ) -> None:
         self._comparer = comparer
@@ -116,6 +118,7 @@ class Verifier:
         self._standing = standing
         self._alert = alert
         self._altered = altered
+        self._incident_open = incident_open
         self._seconds = seconds
         self._took = 0.0
         self._rebuilt_to = ""
@@ -209,7 +212,7 @@ class Verifier:
         report = _report(kind, found, counts, examples, repair, started)
         if store:
             await self._local.record(kind, report.result, report.model_dump(mode="json"), _event(report, repair))
-        if repair and repair.reason != "person":
+        if repair and repair.reason != "person" and not await self._incident_open():
             await self._alert(_alerts(found, repair, await self._local.last_clean()))
         return report, found
 

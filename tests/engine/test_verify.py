@@ -33,6 +33,7 @@ class Bench:
     remote: MemoryRemote = field(default_factory=MemoryRemote)
     alerts: list[NewAlert] = field(default_factory=list)
     incident_open: bool = False
+    incident: bool = False
 
     def __post_init__(self) -> None:
         self.here = MemoryVerifying(self.local)
@@ -50,8 +51,12 @@ class Bench:
             standing=StatusReader((), self.local, self.remote, self.remote, "0").standing,
             alert=self._alert,
             altered=self._altered,
+            incident_open=self._incident_open,
             seconds=SECONDS,
         )
+
+    async def _incident_open(self) -> bool:
+        return self.incident or self.incident_open
 
     async def _alert(self, alerts: list[NewAlert]) -> int:
         self.alerts += alerts
@@ -556,6 +561,17 @@ async def test_a_sweep_tells_people_of_what_it_does_not_mend(bench: Bench) -> No
     assert uid(1) in bench.remote.nodes
     assert {alert.key.split(":")[1] for alert in bench.alerts} == {"missing_here"}
     assert len({alert.key for alert in bench.alerts}) == 1
+
+
+async def test_what_differs_while_an_incident_is_open_is_told_of_once_it_is_closed(bench: Bench) -> None:
+    """The incident has its own alert, and a recovery brings back what is missing."""
+    del bench.local.table[uid(2)]
+    bench.incident = True
+    await bench.verifier.check_once()
+    assert bench.alerts == []
+    bench.incident = False
+    await bench.verifier.check_once()
+    assert [alert.key.split(":")[1] for alert in bench.alerts] == ["missing_here"]
 
 
 @pytest.mark.promise("P7")
