@@ -21,7 +21,7 @@ from dionysus_sync_mcp.domain.text import defused
 
 # What the database does tell of when they are called something else.
 READ_COLUMNS = frozenset(
-    "id content memory_type importance source_project session_id tags created_at updated_at".split()
+    ["id", "content", "memory_type", "importance", "source_project", "session_id", "tags", "created_at", "updated_at"]
 )
 
 
