@@ -31,8 +31,64 @@ AS $$
     WHERE g.grantee <> owner AND (g.grantee = 0 OR r.oid IS NOT NULL)
 $$;
 
+-- The types that a column's type is made of and that could go with their schema, in the order in which they can be made.
+CREATE OR REPLACE FUNCTION dionysus_sync.types_in(wanted oid) RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE needed (id, depth) AS (
+        SELECT wanted, 0
+        UNION ALL
+        SELECT part.id, needed.depth + 1
+        FROM needed JOIN pg_type AS t ON t.oid = needed.id CROSS JOIN LATERAL (
+            SELECT t.typelem AS id WHERE t.typcategory = 'A' AND t.typelem <> 0
+            UNION ALL SELECT t.typbasetype WHERE t.typtype = 'd'
+            UNION ALL SELECT a.atttypid FROM pg_attribute AS a
+                      WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        ) AS part
+    )
+    SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+        'schema', place.nspname, 'name', t.typname, 'kind', t.typtype,
+        'labels', (SELECT jsonb_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid),
+        'attributes', (
+            SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod)) ORDER BY a.attnum)
+            FROM pg_attribute AS a
+            WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped),
+        'base', CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod) END,
+        'not_null', CASE t.typtype WHEN 'd' THEN t.typnotnull END,
+        'default', CASE t.typtype WHEN 'd' THEN pg_get_expr(t.typdefaultbin, 0) END,
+        'checks', (
+            SELECT jsonb_agg(jsonb_build_object('name', c.conname, 'definition', pg_get_constraintdef(c.oid)) ORDER BY c.conname)
+            FROM pg_constraint AS c WHERE c.contypid = t.oid AND c.contype = 'c')
+        )) ORDER BY used.depth DESC, t.oid)
+    FROM (SELECT id, max(depth) AS depth FROM needed GROUP BY id) AS used
+        JOIN pg_type AS t ON t.oid = used.id JOIN pg_namespace AS place ON place.oid = t.typnamespace
+        LEFT JOIN pg_class AS rows_of ON rows_of.oid = t.typrelid
+    WHERE place.nspname <> 'pg_catalog' AND (t.typtype IN ('e', 'd') OR rows_of.relkind = 'c')
+      AND NOT EXISTS (SELECT FROM pg_depend AS link
+                      WHERE link.classid = 'pg_type'::regclass AND link.objid = t.oid AND link.deptype = 'e')
+$$;
+
+-- A type of PostgreSQL's own in which a value looks the same as JSON as in `wanted`.
+CREATE OR REPLACE FUNCTION dionysus_sync.type_like(wanted oid, modifier integer) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    t record;
+BEGIN
+    SELECT typnamespace, typtype, typcategory, typbasetype, typtypmod INTO t FROM pg_type WHERE oid = wanted;
+    RETURN CASE
+        WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN format_type(wanted, modifier)
+        WHEN t.typtype = 'd' THEN dionysus_sync.type_like(t.typbasetype, t.typtypmod)
+        WHEN t.typtype = 'c' OR t.typcategory = 'A'
+            OR EXISTS (SELECT FROM pg_cast WHERE castsource = wanted AND casttarget = 'json'::regtype) THEN 'jsonb'
+        ELSE 'text' END;
+END $$;
+
 -- As in 0003; and what else belongs to the table: its owner and who may use it, how its numbers are counted, types that could
--- go with the schema, the user's own triggers, row security, and foreign keys of other tables. `seen_at` is by this clock,
+-- go with the schema, the user's own triggers, row security, comments, foreign keys of other tables, and views of it, of which
+-- no more than the names is kept. `seen_at` is by this clock,
 -- since it is compared with when an incident was.
 CREATE OR REPLACE FUNCTION dionysus_sync.definition_of(target regclass) RETURNS jsonb
 LANGUAGE sql STABLE
@@ -54,10 +110,16 @@ AS $$
                                               'start', s.seqstart, 'cycle', s.seqcycle)
                     FROM pg_sequence AS s
                     WHERE a.attidentity <> '' AND s.seqrelid = pg_get_serial_sequence(target::text, a.attname)::regclass),
-                'labels', (
-                    SELECT jsonb_build_object('schema', place.nspname, 'name', t.typname,
-                                              'values', jsonb_agg(e.enumlabel ORDER BY e.enumsortorder))
-                    FROM pg_enum AS e WHERE e.enumtypid = t.oid),
+                'types', CASE WHEN place.nspname <> 'pg_catalog' THEN dionysus_sync.types_in(t.oid) END,
+                'like', CASE WHEN place.nspname <> 'pg_catalog' THEN dionysus_sync.type_like(t.oid, a.atttypmod) END,
+                'late', (
+                    SELECT true FROM pg_depend AS link
+                    WHERE a.attgenerated <> '' AND link.refobjid = target AND link.refobjsubid > a.attnum
+                      AND (link.classid = 'pg_attrdef'::regclass AND link.objid = d.oid
+                           OR link.classid = 'pg_class'::regclass AND link.objid = target AND link.objsubid = a.attnum)
+                    LIMIT 1),
+                'grants', nullif(dionysus_sync.grants_in(a.attacl, c.relowner), '[]'),
+                'comment', col_description(a.attrelid, a.attnum),
                 'extension', (
                     SELECT jsonb_build_object('name', e.extname, 'schema', home.nspname)
                     FROM pg_depend AS link JOIN pg_extension AS e ON e.oid = link.refobjid
@@ -97,6 +159,15 @@ AS $$
                 'using', pg_get_expr(p.polqual, p.polrelid), 'check', pg_get_expr(p.polwithcheck, p.polrelid))
                 ORDER BY p.polname)
             FROM pg_policy AS p WHERE p.polrelid = target), '[]'),
+        'views', coalesce((
+            SELECT jsonb_agg(DISTINCT format('%I.%I', place.nspname, other.relname))
+            FROM pg_depend AS link JOIN pg_rewrite AS rule ON rule.oid = link.objid
+                JOIN pg_class AS other ON other.oid = rule.ev_class JOIN pg_namespace AS place ON place.oid = other.relnamespace
+            WHERE link.classid = 'pg_rewrite'::regclass AND link.refclassid = 'pg_class'::regclass AND link.refobjid = target
+              AND other.relkind IN ('v', 'm')), '[]'),
+        'comment', obj_description(target, 'pg_class'),
+        'replica_identity', jsonb_build_object('kind', c.relreplident, 'index', (
+            SELECT i.indexrelid::regclass::text FROM pg_index AS i WHERE i.indrelid = target AND i.indisreplident)),
         'row_security', c.relrowsecurity,
         'forced', c.relforcerowsecurity,
         'owner', pg_get_userbyid(c.relowner),
@@ -117,6 +188,9 @@ DECLARE
     bare text := regexp_replace(words, '''(?:[^'']|'''')*''|"(?:[^"]|"")*"', '''''', 'g');
     shorter text;
 BEGIN
+    IF words ~* 'dionysus_sync' THEN
+        RAISE EXCEPTION 'something of the bookkeeping in %', left(words, 100);
+    END IF;
     -- Strings of other kinds than PostgreSQL's own words have could end elsewhere than it looks.
     IF bare ~ '[eE&]''''|--|/\*|\$' THEN
         RAISE EXCEPTION 'words that are not PostgreSQL''s own in %', left(words, 100);
@@ -143,6 +217,71 @@ BEGIN
     END IF;
     RETURN words;
 END $$;
+
+-- The first function of an expression that nobody should have run for him by what a remote store says; null for none. None
+-- that changes or reads anything, and none of ours. Only what PostgreSQL has made of the words says which function each is.
+CREATE OR REPLACE FUNCTION dionysus_sync.untamed(tree text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p.oid::regprocedure::text
+    FROM regexp_matches(tree, ':[a-z]*(?:funcid|fnoid) ([0-9]+)', 'g') AS found (parts)
+        JOIN pg_proc AS p ON p.oid = found.parts[1]::oid
+    WHERE p.pronamespace = to_regnamespace('dionysus_sync') OR p.proname ~ '_to_xml'
+       OR p.provolatile = 'v' AND NOT (
+           p.proname IN ('nextval', 'clock_timestamp', 'timeofday', 'random', 'gen_random_uuid', 'uuidv4', 'uuidv7',
+                         'uuid_generate_v1', 'uuid_generate_v1mc', 'uuid_generate_v4', 'gen_random_bytes')
+           AND (p.pronamespace = 'pg_catalog'::regnamespace
+                OR EXISTS (SELECT FROM pg_depend AS link WHERE link.classid = 'pg_proc'::regclass AND link.objid = p.oid
+                           AND link.deptype = 'e')))
+    ORDER BY 1 LIMIT 1
+$$;
+
+-- Fails where an expression that was just made of noted words has such a function.
+CREATE OR REPLACE FUNCTION dionysus_sync.check_tame(VARIADIC trees text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tree text;
+BEGIN
+    FOREACH tree IN ARRAY trees LOOP
+        IF dionysus_sync.untamed(tree) IS NOT NULL THEN
+            RAISE EXCEPTION 'it would call %', dionysus_sync.untamed(tree);
+        END IF;
+    END LOOP;
+END $$;
+
+-- The expression of a noted CHECK in brackets, so that nothing can follow it; and what follows that.
+CREATE OR REPLACE FUNCTION dionysus_sync.check_in(words text) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ARRAY['CHECK (' || parts[1] || ')' || coalesce(parts[2], ''), coalesce(parts[3], '')]
+    FROM regexp_match(dionysus_sync.one_statement(words),
+                      '^CHECK (\(.*\))( NO INHERIT)?( NOT VALID| NOT ENFORCED)?$') AS parts
+$$;
+
+-- Gives a column its default; null, or why not. It is looked at before it is computed for any row.
+CREATE OR REPLACE FUNCTION dionysus_sync.give_default(target text, name text, words text) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT (%s)', target, name, dionysus_sync.one_statement(words));
+    PERFORM dionysus_sync.check_tame(dionysus_sync.default_of(target, name)::text);
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    RETURN SQLERRM;
+END $$;
+
+CREATE OR REPLACE FUNCTION dionysus_sync.default_of(target text, name text) RETURNS pg_node_tree
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT d.adbin FROM pg_attrdef AS d JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+    WHERE a.attrelid = target::regclass AND a.attname = default_of.name
+$$;
 
 -- Runs a statement; null, or why it could not be.
 CREATE OR REPLACE FUNCTION dionysus_sync.attempt(what text, words text) RETURNS text
@@ -178,7 +317,9 @@ BEGIN
     IF made THEN
         EXECUTE format('CREATE TABLE %s ()', target);
     END IF;
-    FOR part IN SELECT * FROM jsonb_array_elements(definition -> 'columns') LOOP
+    -- What is computed from columns that stood after it comes after them now.
+    FOR part IN SELECT value FROM jsonb_array_elements(definition -> 'columns') WITH ORDINALITY AS one (value, number)
+                ORDER BY value -> 'late' IS NOT NULL, number LOOP
         IF NOT EXISTS (SELECT FROM pg_attribute AS present WHERE present.attrelid = target::regclass
                        AND present.attname = part ->> 'name' AND NOT present.attisdropped) THEN
             CONTINUE WHEN NOT made AND part ->> 'name' = ANY (dionysus_sync.sync_columns());
@@ -216,8 +357,8 @@ DECLARE
 BEGIN
     made := dionysus_sync.type_of(col);
     IF made IS NULL THEN
-        faults := faults || format('column %s is text now: there is no type %s', name, left(wanted, 100));
-        made := 'text';
+        made := CASE WHEN to_regtype(col ->> 'like') IS NOT NULL THEN col ->> 'like' ELSE 'text' END;
+        faults := faults || format('column %s is %s now: there is no type %s', name, made, left(wanted, 100));
     END IF;
     BEGIN
         EXECUTE format('ALTER TABLE %s ADD COLUMN %s %s %s %s %s', target, name, made,
@@ -229,24 +370,88 @@ BEGIN
                 WHEN col ->> 'identity' <> '' THEN format('GENERATED %s AS IDENTITY %s',
                     CASE col ->> 'identity' WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END,
                     dionysus_sync.counting_of(col -> 'counting'))
-                WHEN col ->> 'default' IS NOT NULL THEN format('DEFAULT %s', dionysus_sync.one_statement(col ->> 'default'))
             END,
             CASE WHEN required AND (col ->> 'not_null')::boolean THEN 'NOT NULL' END);
-        RETURN faults;
+        PERFORM dionysus_sync.check_tame(dionysus_sync.default_of(target, col ->> 'name')::text);
     EXCEPTION WHEN OTHERS THEN
         fault := SQLERRM;
     END;
-    -- A serial column's sequence is gone with the table that owned it.
-    IF col ->> 'default' LIKE 'nextval(%' AND made IN ('smallint', 'integer', 'bigint') THEN
-        fault := dionysus_sync.attempt(format('column %s was left out', name), format(
-            'ALTER TABLE %s ADD COLUMN %s %s GENERATED BY DEFAULT AS IDENTITY', target, name, made));
-        RETURN faults || fault;
+    IF fault IS NOT NULL THEN
+        RETURN faults || format('column %s has no default now: %s', name, fault) || dionysus_sync.attempt(
+            format('column %s was left out', name), format('ALTER TABLE %s ADD COLUMN %s %s', target, name, made));
     END IF;
-    RETURN faults || format('column %s has no default now: %s', name, fault) || dionysus_sync.attempt(
-        format('column %s was left out', name), format('ALTER TABLE %s ADD COLUMN %s %s', target, name, made));
+    IF col ->> 'default' IS NULL OR col ->> 'generated' <> '' OR col ->> 'identity' <> '' THEN
+        RETURN faults;
+    END IF;
+    fault := dionysus_sync.give_default(target, col ->> 'name', col ->> 'default');
+    -- A serial column's sequence is gone with the table that owned it.
+    IF fault IS NOT NULL AND col ->> 'default' LIKE 'nextval(%' AND made IN ('smallint', 'integer', 'bigint') THEN
+        RETURN faults || dionysus_sync.attempt(format('column %s has no default now', name), format(
+            'ALTER TABLE %1$s DROP COLUMN %2$s, ADD COLUMN %2$s %3$s GENERATED BY DEFAULT AS IDENTITY', target, name, made));
+    END IF;
+    IF fault IS NOT NULL THEN
+        RETURN faults || format('column %s has no default now: %s', name, fault);
+    END IF;
+    -- Rows that are there get it too: in PostgreSQL's own words by now.
+    IF NOT required THEN
+        faults := faults || dionysus_sync.attempt(format('column %s is not filled', name), format(
+            'ALTER TABLE %1$s DROP COLUMN %2$s, ADD COLUMN %2$s %3$s %4$s DEFAULT %5$s', target, name, made,
+            'COLLATE ' || (to_regcollation(col ->> 'collation')::text),
+            pg_get_expr(dionysus_sync.default_of(target, col ->> 'name'), target::regclass)));
+    END IF;
+    RETURN faults;
 END $$;
 
--- The name of a column's type as this database knows it; null where it does not, and cannot be made to.
+-- A type that went with its schema.
+CREATE OR REPLACE FUNCTION dionysus_sync.make_type(noted jsonb) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    name text := format('%I.%I', noted ->> 'schema', noted ->> 'name');
+    part jsonb;
+BEGIN
+    IF to_regtype(name) IS NOT NULL THEN
+        RETURN;
+    END IF;
+    IF noted ->> 'kind' = 'e' THEN
+        EXECUTE format('CREATE TYPE %s AS ENUM (%s)', name, (
+            SELECT string_agg(quote_literal(label), ', ' ORDER BY number)
+            FROM jsonb_array_elements_text(noted -> 'labels') WITH ORDINALITY AS one (label, number)));
+    ELSIF noted ->> 'kind' = 'c' THEN
+        EXECUTE format('CREATE TYPE %s AS (%s)', name, (
+            SELECT string_agg(format('%I %s', one.value ->> 'name', dionysus_sync.known_type(one.value ->> 'type')), ', '
+                              ORDER BY one.number)
+            FROM jsonb_array_elements(noted -> 'attributes') WITH ORDINALITY AS one (value, number)));
+    ELSE
+        EXECUTE format('CREATE DOMAIN %s AS %s %s', name, dionysus_sync.known_type(noted ->> 'base'),
+                       CASE WHEN (noted ->> 'not_null')::boolean THEN 'NOT NULL' END);
+        IF noted ->> 'default' IS NOT NULL THEN
+            EXECUTE format('ALTER DOMAIN %s SET DEFAULT (%s)', name, dionysus_sync.one_statement(noted ->> 'default'));
+        END IF;
+        FOR part IN SELECT * FROM jsonb_array_elements(noted -> 'checks') LOOP
+            EXECUTE format('ALTER DOMAIN %s ADD CONSTRAINT %I %s', name, part ->> 'name',
+                           (dionysus_sync.check_in(part ->> 'definition'))[1]);
+        END LOOP;
+        PERFORM dionysus_sync.check_tame(t.typdefaultbin::text) FROM pg_type AS t WHERE t.oid = to_regtype(name);
+        PERFORM dionysus_sync.check_tame(c.conbin::text) FROM pg_constraint AS c WHERE c.contypid = to_regtype(name);
+    END IF;
+END $$;
+
+-- The name of a type of this database, as it was given; fails where it is none.
+CREATE OR REPLACE FUNCTION dionysus_sync.known_type(wanted text) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regtype(wanted) IS NULL OR wanted ~ '--|/\*' THEN
+        RAISE EXCEPTION 'there is no type %', left(wanted, 100);
+    END IF;
+    RETURN wanted;
+END $$;
+
+-- The name of a column's type as this database knows it; null where it does not, and cannot be made to. An extension is
+-- made only if it is one that anybody may make, and has that type.
 CREATE OR REPLACE FUNCTION dionysus_sync.type_of(col jsonb) RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -255,15 +460,16 @@ DECLARE
     wanted text := coalesce(col ->> 'type', 'text');
 BEGIN
     IF to_regtype(wanted) IS NULL AND col -> 'extension' IS NOT NULL
-        AND EXISTS (SELECT FROM pg_available_extensions AS e WHERE e.name = col #>> '{extension,name}') THEN
+        AND EXISTS (SELECT FROM pg_available_extensions AS e JOIN pg_available_extension_versions AS v
+                        ON v.name = e.name AND v.version = e.default_version
+                    WHERE e.name = col #>> '{extension,name}' AND v.trusted) THEN
         EXECUTE format('CREATE EXTENSION IF NOT EXISTS %I WITH SCHEMA %I',
                        col #>> '{extension,name}', col #>> '{extension,schema}');
-    ELSIF to_regtype(wanted) IS NULL AND col -> 'labels' IS NOT NULL THEN
-        EXECUTE format('CREATE TYPE %I.%I AS ENUM (%s)', col #>> '{labels,schema}', col #>> '{labels,name}', (
-            SELECT string_agg(quote_literal(label), ', ' ORDER BY number)
-            FROM jsonb_array_elements_text(col #> '{labels,values}') WITH ORDINALITY AS one (label, number)));
+    ELSIF to_regtype(wanted) IS NULL THEN
+        PERFORM dionysus_sync.make_type(one.value)
+        FROM jsonb_array_elements(col -> 'types') WITH ORDINALITY AS one (value, number) ORDER BY one.number;
     END IF;
-    RETURN CASE WHEN to_regtype(wanted) IS NOT NULL THEN wanted END;
+    RETURN dionysus_sync.known_type(wanted);
 EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END $$;
@@ -290,6 +496,7 @@ DECLARE
     counted boolean;
     has_default boolean;
     loses boolean;
+    fault text;
 BEGIN
     SELECT format_type(a.atttypid, a.atttypmod), a.attidentity <> '' OR a.attgenerated <> '', a.atthasdef
     INTO present, counted, has_default
@@ -302,11 +509,12 @@ BEGIN
     IF loses THEN
         RETURN format('column %s stays %s: rows have values that are no %s', name, present, wanted);
     END IF;
-    EXECUTE format('ALTER TABLE %1$s %4$s ALTER COLUMN %2$s TYPE %3$s USING %2$s::%3$s %5$s', target, name, wanted,
-        CASE WHEN has_default AND NOT counted THEN format('ALTER COLUMN %s DROP DEFAULT,', name) END,
-        CASE WHEN NOT counted AND col ->> 'default' IS NOT NULL
-            THEN format(', ALTER COLUMN %s SET DEFAULT %s', name, dionysus_sync.one_statement(col ->> 'default')) END);
-    RETURN NULL;
+    EXECUTE format('ALTER TABLE %1$s %4$s ALTER COLUMN %2$s TYPE %3$s USING %2$s::%3$s', target, name, wanted,
+        CASE WHEN has_default AND NOT counted THEN format('ALTER COLUMN %s DROP DEFAULT,', name) END);
+    IF NOT counted AND col ->> 'default' IS NOT NULL THEN
+        fault := dionysus_sync.give_default(target, col ->> 'name', col ->> 'default');
+    END IF;
+    RETURN format('column %s has no default now: ', name) || fault;
 EXCEPTION WHEN OTHERS THEN
     RETURN format('column %s stays %s: %s', name, present, SQLERRM);
 END $$;
@@ -334,6 +542,11 @@ BEGIN
                AND (c.conname = name OR pg_get_constraintdef(c.oid) = words)) THEN
         RETURN NULL;
     END IF;
+    IF words LIKE 'CHECK %' THEN
+        RETURN dionysus_sync.make_check(target, name, words);
+    ELSIF words !~ '^(PRIMARY KEY|UNIQUE|EXCLUDE|FOREIGN KEY) ' THEN
+        RETURN format('constraint %s was left out: it is none that a table can have', name);
+    END IF;
     BEGIN
         words := format('ALTER TABLE %s ADD %s %s', target,
                         CASE WHEN NOT dionysus_sync.name_taken(target, name) THEN format('CONSTRAINT %I', name) END,
@@ -347,6 +560,27 @@ BEGIN
         RETURN format('constraint %s holds for new rows only: some that are there break it', name);
     END IF;
     RETURN fault;
+END $$;
+
+-- It is looked at before it is computed for any row.
+CREATE OR REPLACE FUNCTION dionysus_sync.make_check(target text, name text, words text) RETURNS text
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    parts text[];
+    fault text;
+BEGIN
+    parts := dionysus_sync.check_in(words);
+    EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s%s', target, name, parts[1], coalesce(nullif(parts[2], ''), ' NOT VALID'));
+    PERFORM dionysus_sync.check_tame(c.conbin::text) FROM pg_constraint AS c
+    WHERE c.conrelid = target::regclass AND c.conname = name;
+    IF parts[2] = '' THEN
+        fault := dionysus_sync.attempt('', format('ALTER TABLE %s VALIDATE CONSTRAINT %I', target, name));
+    END IF;
+    RETURN CASE WHEN fault IS NOT NULL THEN format('constraint %s holds for new rows only: some that are there break it', name) END;
+EXCEPTION WHEN OTHERS THEN
+    RETURN format('constraint %s was left out: %s', name, SQLERRM);
 END $$;
 
 CREATE OR REPLACE FUNCTION dionysus_sync.make_index(target text, words text) RETURNS text
@@ -412,8 +646,9 @@ DECLARE
     faults text[] := '{}';
 BEGIN
     FOR part IN SELECT * FROM jsonb_array_elements(definition -> 'columns') LOOP
-        faults := faults || dionysus_sync.require_column(target, part);
+        faults := faults || dionysus_sync.require_column(target, part) || dionysus_sync.adorn_column(target, part);
     END LOOP;
+    faults := faults || dionysus_sync.adorn_table(target, definition);
     FOR part IN SELECT * FROM jsonb_array_elements(definition -> 'triggers') LOOP
         faults := faults || dionysus_sync.make_trigger(target, part);
     END LOOP;
@@ -458,18 +693,71 @@ BEGIN
         RETURN faults;
     END IF;
     IF col ->> 'default' IS NOT NULL AND col ->> 'generated' = '' AND NOT present.atthasdef AND NOT present.counted THEN
-        BEGIN
-            EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', target, col ->> 'name',
-                           dionysus_sync.one_statement(col ->> 'default'));
-        EXCEPTION WHEN OTHERS THEN
-            faults := faults || format('column %I has no default now: %s', col ->> 'name', SQLERRM);
-        END;
+        faults := faults || (format('column %I has no default now: ', col ->> 'name')
+                             || dionysus_sync.give_default(target, col ->> 'name', col ->> 'default'));
     END IF;
     IF (col ->> 'not_null')::boolean AND NOT present.attnotnull THEN
         faults := faults || dionysus_sync.attempt(format('column %I may be null now', col ->> 'name'),
             format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', target, col ->> 'name'));
     END IF;
     RETURN faults;
+END $$;
+
+-- Who may use a column by itself, and what is said of it.
+CREATE OR REPLACE FUNCTION dionysus_sync.adorn_column(target text, col jsonb) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    part jsonb;
+    present record;
+    faults text[] := '{}';
+BEGIN
+    SELECT dionysus_sync.grants_in(a.attacl, c.relowner) AS grants, col_description(c.oid, a.attnum) AS comment INTO present
+    FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+    WHERE c.oid = target::regclass AND a.attname = col ->> 'name' AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        RETURN faults;
+    END IF;
+    IF present.comment IS NULL AND col ->> 'comment' IS NOT NULL THEN
+        faults := faults || dionysus_sync.attempt(format('the comment on column %I was left out', col ->> 'name'),
+            format('COMMENT ON COLUMN %s.%I IS %L', target, col ->> 'name', col ->> 'comment'));
+    END IF;
+    FOR part IN SELECT * FROM jsonb_array_elements(col -> 'grants') LOOP
+        CONTINUE WHEN present.grants @> jsonb_build_array(part) OR part ->> 'privilege' !~ '^[A-Z]+$'
+            OR NOT (part ->> 'role' = '' OR EXISTS (SELECT FROM pg_roles AS r WHERE r.rolname = part ->> 'role'));
+        faults := faults || dionysus_sync.attempt(
+            format('%s did not get %s on column %I again', coalesce(nullif(part ->> 'role', ''), 'everybody'),
+                   part ->> 'privilege', col ->> 'name'),
+            format('GRANT %s (%I) ON TABLE %s TO %s %s', part ->> 'privilege', col ->> 'name', target,
+                   CASE part ->> 'role' WHEN '' THEN 'PUBLIC' ELSE quote_ident(part ->> 'role') END,
+                   CASE WHEN (part ->> 'grantable')::boolean THEN 'WITH GRANT OPTION' END));
+    END LOOP;
+    RETURN faults;
+END $$;
+
+-- What is said of the table, what of its rows goes to replicas, and which views of it there were: those stay gone.
+CREATE OR REPLACE FUNCTION dionysus_sync.adorn_table(target text, definition jsonb) RETURNS text[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    identity text := definition #>> '{replica_identity,kind}';
+    faults text[] := '{}';
+BEGIN
+    IF definition ->> 'comment' IS NOT NULL AND obj_description(target::regclass, 'pg_class') IS NULL THEN
+        faults := faults || dionysus_sync.attempt('the comment on the table was left out',
+            format('COMMENT ON TABLE %s IS %L', target, definition ->> 'comment'));
+    END IF;
+    IF identity IN ('f', 'n', 'i') AND (SELECT c.relreplident = 'd' FROM pg_class AS c WHERE c.oid = target::regclass) THEN
+        faults := faults || dionysus_sync.attempt('the replica identity is the default one', format(
+            'ALTER TABLE %s REPLICA IDENTITY %s', target, CASE identity WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING'
+                ELSE format('USING INDEX %I', (SELECT one[cardinality(one)] FROM parse_ident(
+                    definition #>> '{replica_identity,index}') AS one)) END));
+    END IF;
+    RETURN faults || ARRAY(
+        SELECT format('view %s was not made again: make it yourself', name)
+        FROM jsonb_array_elements_text(definition -> 'views') AS name WHERE to_regclass(name) IS NULL);
 END $$;
 
 -- One of the user's own triggers, of a function that is there.
@@ -492,6 +780,8 @@ BEGIN
         RETURN format('trigger %s was left out: it is not about this table', name);
     END IF;
     EXECUTE words;
+    PERFORM dionysus_sync.check_tame(t.tgqual::text) FROM pg_trigger AS t
+    WHERE t.tgrelid = target::regclass AND t.tgname = name;
     IF noted ->> 'enabled' IN ('D', 'A', 'R') THEN
         EXECUTE format('ALTER TABLE %s %s TRIGGER %I', target, CASE noted ->> 'enabled'
             WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, name);
@@ -519,6 +809,8 @@ BEGIN
          FROM jsonb_array_elements_text(noted -> 'roles') AS role),
         'USING (' || dionysus_sync.one_statement(noted ->> 'using') || ')',
         'WITH CHECK (' || dionysus_sync.one_statement(noted ->> 'check') || ')');
+    PERFORM dionysus_sync.check_tame(p.polqual::text, p.polwithcheck::text) FROM pg_policy AS p
+    WHERE p.polrelid = target::regclass AND p.polname = name;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
     RETURN format('policy %s was left out: %s', name, SQLERRM);

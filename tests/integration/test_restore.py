@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
+import asyncpg
 import pytest
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
@@ -336,6 +337,13 @@ CREATE TRIGGER shout BEFORE UPDATE OF name, content ON memories FOR EACH ROW WHE
 CREATE TRIGGER quiet AFTER INSERT ON memories FOR EACH ROW EXECUTE FUNCTION shout();
 ALTER TABLE memories DISABLE TRIGGER quiet, ENABLE ROW LEVEL SECURITY;
 CREATE POLICY mine ON memories AS RESTRICTIVE FOR UPDATE USING (name <> 'hidden') WITH CHECK (importance >= 0);
+CREATE DOMAIN score AS integer DEFAULT 1 NOT NULL CONSTRAINT fair CHECK (VALUE >= 0);
+CREATE TYPE place AS (x integer, feeling mood);
+ALTER TABLE memories ADD COLUMN score score, ADD COLUMN place place, ADD COLUMN feelings mood[] DEFAULT '{calm}',
+    REPLICA IDENTITY FULL;
+COMMENT ON TABLE memories IS 'what I know';
+COMMENT ON COLUMN memories.name IS 'it''s; a name';
+GRANT SELECT (content, score) ON memories TO PUBLIC;
 """
 
 
@@ -461,6 +469,155 @@ async def test_a_type_is_not_given_back_where_rows_would_lose_by_it(
     (fault,) = await restorer.ensure_schema(before)
     assert fault.startswith("column size stays text: ")
     assert tuple(await client.fetchrow("SELECT code, size FROM memories") or ()) == ("longer than five", "large")
+
+
+async def test_rows_of_types_that_went_with_their_schema_come_back(
+    client: Client, restorer: PostgresRestorer, installer: Installer
+) -> None:
+    """Where a type can be made again, in it; where not, in one in which its values look the same."""
+    await client.execute(WHOLE)
+    await client.execute(
+        "CREATE SCHEMA away; CREATE DOMAIN away.size AS integer; CREATE TYPE away.pair AS (a integer, b text);"
+        "ALTER TABLE memories ADD COLUMN size away.size, ADD COLUMN pair away.pair, ADD COLUMN pairs away.pair[],"
+        " ADD COLUMN kind text; CREATE TYPE away.kind AS ENUM ('k');"
+        "ALTER TABLE memories ALTER kind TYPE away.kind USING kind::away.kind"
+    )
+    await client.execute(
+        "INSERT INTO memories (id, content, memory_type, score, place, feelings, size, pair, pairs, kind)"
+        " VALUES ($1, 'good', 'episodic', 5, '(1,calm)', '{calm,calm}', 7, '(2,two)', '{\"(3,three)\"}', 'k')",
+        uid(1),
+    )
+    before, good = await noted(installer), await state(client, uid(1))
+    await client.execute("DROP SCHEMA public CASCADE; DROP SCHEMA away CASCADE; CREATE SCHEMA public")
+    await client.execute(
+        "CREATE TABLE other (id integer PRIMARY KEY);"
+        "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$"
+    )
+    faults = await restorer.ensure_schema(before)
+    assert [fault.split(":")[0] for fault in faults] == [
+        "column size is integer now", "column pair is jsonb now", "column pairs is jsonb now",
+        "column kind is text now",
+    ]  # fmt: skip
+    result = await restorer.restore(RECOVERY, [Restoration(good, 1, 1)])
+    assert (result.verified, result.refused, result.mismatched) == (1, [], [])
+    assert (await state(client, uid(1))).content_hash == good.content_hash
+    await restorer.complete_schema(before)
+    with pytest.raises(asyncpg.CheckViolationError, match="fair"):
+        await client.execute("UPDATE memories SET score = -1")
+
+
+async def test_a_column_that_is_computed_from_a_later_one_is_made_after_it(
+    client: Client, installer: Installer, restorer: PostgresRestorer
+) -> None:
+    """A table that somebody made has its columns in any order."""
+    await client.execute(
+        "ALTER TABLE memories ADD COLUMN twice integer, ADD COLUMN once integer DEFAULT 3;"
+        "ALTER TABLE memories DROP COLUMN twice, ADD COLUMN early integer, ADD COLUMN last integer DEFAULT 4"
+    )
+    await client.execute(
+        "ALTER TABLE memories DROP COLUMN early, ADD COLUMN twice integer GENERATED ALWAYS AS (last * 2) STORED"
+    )
+    before = json.loads(await noted(installer))
+    columns = before["columns"]
+    columns.insert(0, columns.pop() | {"late": True})
+    await client.execute("DROP TABLE memories")
+    assert await restorer.ensure_schema(json.dumps(before)) == []
+    assert await client.fetchval("INSERT INTO memories (content) VALUES ('c') RETURNING twice") == 8
+
+
+async def test_what_does_not_come_back_is_said(
+    client: Client, installer: Installer, restorer: PostgresRestorer
+) -> None:
+    """A view of the table is the user's to make again."""
+    await client.execute("CREATE VIEW short AS SELECT id FROM memories")
+    before = await noted(installer)
+    assert await restorer.complete_schema(before) == []
+    await client.execute("DROP TABLE memories CASCADE")
+    assert await restorer.ensure_schema(before) == []
+    assert await restorer.complete_schema(before) == ["view public.short was not made again: make it yourself"]
+
+
+CALLED: dict[str, dict[str, Any]] = {
+    "a default": {"columns": [{"name": "x", "type": "text", "default": "public.harmful()"}]},
+    "a default of ours": {
+        "columns": [{"name": "x", "type": "text", "default": "dionysus_sync.attempt('', 'CREATE TABLE pwned ()')"}]
+    },
+    "a quoted default of ours": {
+        "columns": [
+            {"name": "x", "type": "text", "default": "\"dionysus_sync\".attempt('', 'CREATE TABLE pwned ()')"}
+        ]
+    },
+    "a function that runs what it is given": {
+        "columns": [{"name": "x", "type": "xml", "default": "query_to_xml('SELECT public.harmful()', true, true, '')"}]
+    },
+    "a function that reads": {
+        "columns": [{"name": "x", "type": "xml", "default": "table_to_xml('pg_class', true, true, '')"}]
+    },
+    "a primary key behind a default": {"columns": [{"name": "x", "type": "integer", "default": "1 primary key"}]},
+    "a check behind a default": {
+        "columns": [{"name": "x", "type": "integer", "default": "1 not null check (public.harmful() <> '')"}]
+    },
+    "a reference behind a default": {
+        "columns": [{"name": "x", "type": "oid", "default": "1 references pg_class"}]
+    },
+    "a check": {"constraints": [{"name": "x", "definition": "CHECK ((public.harmful() <> ''))"}]},
+    "two checks": {"constraints": [{"name": "x", "definition": "CHECK (true) CHECK (public.harmful() <> '')"}]},
+    "no constraint": {"constraints": [{"name": "x", "definition": "NOT NULL source_project"}]},
+    "a domain": {"columns": [{"name": "x", "type": "public.d", "default": None, "types": [
+        {"schema": "public", "name": "d", "kind": "d", "base": "text",
+         "checks": [{"name": "c", "definition": "CHECK (public.harmful() <> '')"}]}]}]},
+    "an extension": {"columns": [{"name": "x", "type": "public.dblink_pkey_results", "default": None,
+                                  "extension": {"name": "dblink", "schema": "public"}}]},
+    "an extension without the type": {"columns": [{"name": "x", "type": "public.nothing", "default": None,
+                                                   "extension": {"name": "citext", "schema": "public"}}]},
+    "a policy": {"policies": [{"name": "x", "permissive": True, "command": "*", "roles": [""], "check": None,
+                               "using": "public.harmful() <> ''"}]},
+    "a trigger's condition": {"triggers": [{"name": "x", "enabled": "O", "definition":
+        "CREATE TRIGGER x BEFORE INSERT ON public.memories FOR EACH ROW WHEN (public.harmful() <> '')"
+        " EXECUTE FUNCTION public.nothing()"}]},
+}  # fmt: skip
+MADE = (
+    "SELECT (SELECT count(*) FROM pg_trigger WHERE tgname = 'x') + (SELECT count(*) FROM pg_constraint WHERE conname"
+    " = 'x' OR contype = 'p' AND conrelid = 'memories'::regclass AND conname <> 'memories_pkey')"
+    " + (SELECT count(*) FROM pg_policy) + (SELECT count(*) FROM pg_type WHERE typname = 'd')"
+    " + (SELECT count(*) FROM pg_extension WHERE extname <> 'plpgsql')"
+    " + (SELECT count(*) FROM pg_attrdef d JOIN pg_attribute a ON adrelid = attrelid AND adnum = attnum"
+    " WHERE attname = 'x')"
+)
+
+
+@pytest.mark.parametrize("kind", CALLED)
+async def test_a_hostile_definition_runs_nothing(client: Client, restorer: PostgresRestorer, kind: str) -> None:
+    """Whoever writes into the remote store runs no function with the rights of this program."""
+    await client.execute(
+        "CREATE FUNCTION harmful() RETURNS text LANGUAGE plpgsql AS"
+        " $$ BEGIN CREATE TABLE IF NOT EXISTS pwned (); RETURN 'x'; END $$;"
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
+        "INSERT INTO memories (content) VALUES ('a row to be computed for')"
+    )
+    made = await client.fetchval(MADE)
+    definition = json.dumps(CALLED[kind])
+    faults = [*await restorer.ensure_schema(definition), *await restorer.complete_schema(definition)]
+    assert 1 <= len(faults) <= 2, faults
+    await client.execute("INSERT INTO memories (content) VALUES ('another one')")
+    assert await client.fetchval("SELECT to_regclass('pwned')") is None
+    assert await client.fetchval(MADE) == made
+
+
+async def test_a_default_that_counts_or_stamps_is_kept(
+    client: Client, installer: Installer, restorer: PostgresRestorer
+) -> None:
+    """Also for the rows that are there, where a column went."""
+    await client.execute(
+        "CREATE SEQUENCE counted; ALTER TABLE memories ADD COLUMN number integer DEFAULT nextval('counted') NOT NULL,"
+        " ADD COLUMN at timestamptz DEFAULT clock_timestamp() NOT NULL, ADD COLUMN key uuid DEFAULT gen_random_uuid();"
+        "INSERT INTO memories (content) VALUES ('c')"
+    )
+    before = await noted(installer)
+    await client.execute("ALTER TABLE memories DROP COLUMN number, DROP COLUMN at, DROP COLUMN key")
+    assert [*await restorer.ensure_schema(before), *await restorer.complete_schema(before)] == []
+    assert without(await noted(installer)) == without(before)
+    assert await client.fetchval("SELECT count(*) FROM memories WHERE num_nulls(number, at, key) = 0") == 1
 
 
 X: dict[str, Any] = {"name": "x", "type": "text", "default": None}

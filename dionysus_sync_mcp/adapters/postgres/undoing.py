@@ -1,6 +1,5 @@
 """The local store's side of an undo: what a recovery overwrote is put back, a page in one transaction."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,5 +61,5 @@ class PostgresUndoing:
         """See `Undoing.record_undo`."""
         sql = self._database.sql
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
-            await connection.execute(sql["note_undo"], json.dumps(report))
+            await connection.execute(sql["note_undo"], self._database.json_of(report))
             await note_event(connection, sql, event)
