@@ -55,6 +55,13 @@ def storable_parts(value: object) -> object:
     return [storable_parts(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
+def storable_in(text: str, charset: str | None) -> str:
+    """The text with a question mark for each character that this Python codec has not; `None` for one that has all."""
+    if charset is None:
+        return storable(text)
+    return storable(text).replace(ELLIPSIS, "...").encode(charset, "replace").decode(charset)
+
+
 def is_storable(text: str) -> bool:
     """Whether UTF-8 and PostgreSQL can hold the text: no NUL, no lone surrogate."""
     return _UNSTORABLE.search(text) is None

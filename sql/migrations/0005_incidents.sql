@@ -55,6 +55,28 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.watched (
     sight jsonb NOT NULL
 );
 
+-- A text as every client can read it: not each byte that the database's encoding allows has an equivalent in UTF-8, or is a
+-- character at all. What was cut within a character of more bytes loses that one.
+CREATE OR REPLACE FUNCTION dionysus_sync.legible(said text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    encoding CONSTANT text := getdatabaseencoding();
+BEGIN
+    IF encoding = 'UTF8' THEN
+        RETURN said;
+    ELSIF encoding <> 'SQL_ASCII' THEN
+        PERFORM convert_to(said, 'UTF8');
+        RETURN said;
+    END IF;
+    said := CASE WHEN length(said) < 2000 THEN said ELSE regexp_replace(said, '[\xc0-\xff][\x80-\xbf]{0,3}$', '') END;
+    PERFORM convert_from(convert_to(said, encoding), 'UTF8');
+    RETURN said;
+EXCEPTION WHEN OTHERS THEN
+    RETURN regexp_replace(said, '[^\x01-\x7f]', '?', 'g');
+END $$;
+
 -- Puts an observation on record, and whose session it was. Called by functions that have pinned the path, and that run as
 -- their owner: `session_user` is the client all the same.
 CREATE OR REPLACE FUNCTION dionysus_sync.observe(
@@ -64,9 +86,10 @@ AS $$
 BEGIN
     INSERT INTO dionysus_sync.observations
         (kind, at, row_count, memory_ids, table_oid, detail, role, application_name, client_address, pid, statement)
-    VALUES (observed, began, hit, ids, target, said, session_user, pg_catalog.current_setting('application_name'),
+    VALUES (observed, began, hit, ids, target, dionysus_sync.legible(said), dionysus_sync.legible(session_user::text),
+            dionysus_sync.legible(pg_catalog.current_setting('application_name')),
             pg_catalog.host(pg_catalog.inet_client_addr()), pg_catalog.pg_backend_pid(),
-            pg_catalog.left(pg_catalog.current_query(), 2000));
+            dionysus_sync.legible(pg_catalog.left(pg_catalog.current_query(), 2000)));
 END $$;
 
 -- As in 0002; and leaves an observation of what a statement has deleted, and of what it has put in the place of contents.

@@ -3,7 +3,6 @@
 import json
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
-from dionysus_sync_mcp.domain.text import storable, storable_parts
 from dionysus_sync_mcp.engine.ports.alerts import DueAlert, NewAlert
 
 PAGE = 1000
@@ -18,11 +17,9 @@ class PostgresAlerts:
 
     async def raise_alert(self, alert: NewAlert) -> bool:
         """See `AlertBook.raise_alert`."""
-        details = json.dumps(storable_parts(alert.details))
         async with self._database.connection() as connection:
-            new = await connection.fetchval(
-                self._database.sql["raise_alert"], alert.key, alert.kind, storable(alert.summary), details
-            )
+            summary, details = self._database.fit(alert.summary), self._database.json_of(alert.details)
+            new = await connection.fetchval(self._database.sql["raise_alert"], alert.key, alert.kind, summary, details)
         return new is not None
 
     async def take_due(self, lease: float) -> DueAlert | None:
@@ -39,7 +36,8 @@ class PostgresAlerts:
     async def postpone(self, alert_id: str, delay: float, error: str) -> None:
         """See `AlertBook.postpone`."""
         async with self._database.connection() as connection:
-            await connection.execute(self._database.sql["postpone_alert"], alert_id, delay, error[:_ERROR_LENGTH])
+            said = self._database.fit(error[:_ERROR_LENGTH])
+            await connection.execute(self._database.sql["postpone_alert"], alert_id, delay, said)
 
     async def prune_events(self) -> int:
         """See `AuditPruning.prune_events`."""

@@ -1,5 +1,7 @@
 """The connection pool of the local store: opened at first use, healed by itself, its errors in our words."""
 
+import codecs
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ from dionysus_sync_mcp.domain.errors import (
     TooLarge,
     Unavailable,
 )
+from dionysus_sync_mcp.domain.text import storable_in
 from dionysus_sync_mcp.engine.ports.shared import Health
 
 if TYPE_CHECKING:
@@ -104,6 +107,16 @@ def for_schema(statement: str, schema: str) -> str:
     return statement.replace(":memories", memories)
 
 
+def charset_of(encoding: str) -> str | None:
+    """The Python codec of an encoding of PostgreSQL's; `None` for one that takes every character of UTF-8."""
+    if encoding in ("UTF8", "SQL_ASCII"):
+        return None
+    try:
+        return codecs.lookup(encoding.replace("WIN", "cp").replace("KOI8", "koi8_")).name
+    except LookupError:
+        return "ascii"
+
+
 def in_our_words(error: Exception) -> DionysusError | None:
     """The error of our tree that stands for a driver's or the system's; `None` for one that is neither's."""
     if isinstance(error, _OF_A_POOLER) or (isinstance(error, pg.ProtocolViolationError) and _UNSUPPORTED in str(error)):
@@ -179,6 +192,22 @@ class Database:
         self._opening = anyio.Lock()
         self._left_behind: set[int] = set()
         self._pulse = Pulse()
+        self._charset: str | None = None
+
+    def fit(self, text: str) -> str:
+        """A text of ours, such as a message, as this database's encoding can hold it; not for what is the user's."""
+        return storable_in(text, self._charset)
+
+    def json_of(self, value: object) -> str:
+        """JSON of a record of ours that this database can hold: not every encoding takes JSON's escapes."""
+        return json.dumps(self._fit_parts(value), ensure_ascii=False)
+
+    def _fit_parts(self, value: object) -> object:
+        if isinstance(value, str):
+            return self.fit(value)
+        if isinstance(value, dict):
+            return {self.fit(str(name)): self._fit_parts(part) for name, part in value.items()}
+        return [self._fit_parts(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None, patience: float = PATIENCE) -> AsyncIterator[Connection]:
@@ -328,6 +357,7 @@ class Database:
         answer = await connection.fetchrow(self.sql["greet"], greeted)
         if answer is None or answer["process"] != greeted:
             raise AccessRefused(POOLED, where=WHERE, hint=_DIRECT)
+        self._charset = charset_of(connection.get_settings().server_encoding)
         return str(answer["version"])
 
     async def _reset(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -1,6 +1,5 @@
 """The local store's side of a drill: a scratch schema, filled as a recovery fills the real one, and removed."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,6 @@ from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.adapters.postgres.restorer import fill_page, note_event
 from dionysus_sync_mcp.domain.errors import DionysusError, Refused
 from dionysus_sync_mcp.domain.memory import RemoteMemory
-from dionysus_sync_mcp.domain.text import storable_parts
 from dionysus_sync_mcp.engine.ports.drill import Shown
 from dionysus_sync_mcp.engine.ports.shared import SyncEvent
 
@@ -104,7 +102,7 @@ class PostgresDrilling:
         """See `LocalDrilling.record`."""
         sql = self._database.sql
         async with self._database.transaction() as connection:
-            await connection.execute(sql["note_drill"], drill_id, result, json.dumps(storable_parts(report)))
+            await connection.execute(sql["note_drill"], drill_id, result, self._database.json_of(report))
             await connection.execute(sql["prune_drills"], KEPT_REPORTS)
             if event:
                 await note_event(connection, sql, event)

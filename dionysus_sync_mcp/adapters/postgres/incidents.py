@@ -1,12 +1,10 @@
 """The incidents on record in the local store."""
 
-import json
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
 from dionysus_sync_mcp.domain.destruction import Incident, Who, details_of, widened
-from dionysus_sync_mcp.domain.text import storable, storable_parts
 
 if TYPE_CHECKING:
     import asyncpg
@@ -54,7 +52,9 @@ class PostgresIncidents:
     async def close(self, incident_id: str, reason: str) -> bool:
         """See `IncidentBook.close`."""
         async with self._database.connection() as connection:
-            return bool(await connection.fetchval(self._database.sql["close_incident"], incident_id, storable(reason)))
+            return bool(
+                await connection.fetchval(self._database.sql["close_incident"], incident_id, self._database.fit(reason))
+            )
 
     async def unpublished(self, limit: int) -> list[Incident]:
         """See `IncidentBook.unpublished`."""
@@ -97,11 +97,14 @@ class PostgresIncidents:
         return {incident.id: incident for incident in map(_incident, found)}
 
     async def _write(self, connection: "Connection", incident: Incident) -> None:
-        await connection.execute(self._database.sql["write_incident"], *_row(incident))
+        await connection.execute(self._database.sql["write_incident"], *map(self._fit, _row(incident)))
+
+    def _fit(self, value: object) -> object:
+        return self._database.fit(value) if isinstance(value, str) else value
 
     async def _alert(self, connection: "Connection", incident: Incident, *, told: bool) -> None:
-        details = json.dumps(storable_parts(details_of(incident)))
-        summary = storable(incident.summary)
+        details = self._database.json_of(details_of(incident))
+        summary = self._database.fit(incident.summary)
         await connection.execute(self._database.sql["raise_incident_alert"], incident.id, summary, details, told)
 
 
@@ -122,7 +125,7 @@ def _row(incident: Incident) -> list[Any]:
         incident.restore_point,
         incident.last_at,
         incident.rows,
-        storable(incident.summary),
+        incident.summary,
         who.role,
         who.application_name,
         who.client_address,

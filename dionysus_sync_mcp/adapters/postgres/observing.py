@@ -1,7 +1,7 @@
 """What PostgreSQL tells of statements that destroy: the observations of its own triggers, and looks at the table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,22 @@ class PostgresObserving:
         except SchemaMismatch:
             return frozenset()
         return frozenset(r["id"] for r in records)
+
+    async def recovered_at(self) -> datetime | None:
+        """See `Observing.recovered_at`."""
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
+            found: datetime | None = await connection.fetchval(self._database.sql["last_recovered"])
+        return found
+
+    async def replaced(self, contents: Mapping[str, int | None]) -> dict[str, datetime | None]:
+        """See `Observing.replaced`; none where there is no table."""
+        try:
+            async with self._database.connection(patience=LONG_PATIENCE) as connection:
+                sql = self._database.sql["replaced_ids"]
+                records = await connection.fetch(sql, list(contents), list(contents.values()))
+        except SchemaMismatch:
+            return {}
+        return {r["id"]: r["put_at"] for r in records}
 
     async def population(self) -> int:
         """See `Observing.population`; 0 where there is no table."""
@@ -135,8 +151,9 @@ class PostgresObserving:
         Raises:
             SchemaMismatch: There is no record to write to.
         """
-        text = json.dumps({**asdict(sight), "seen_at": sight.seen_at.isoformat(), "triggers": sorted(sight.triggers)})
+        seen = {**asdict(sight), "seen_at": sight.seen_at.isoformat(), "triggers": sorted(sight.triggers)}
         async with self._database.connection() as connection:
+            text = self._database.json_of(seen)
             await connection.execute(self._database.sql["remember_sight"], sight.seen_at, text)
 
     async def prune_observations(self) -> int:
@@ -157,6 +174,7 @@ def _observation(record: "asyncpg.Record") -> Observation:
         detail=record["detail"],
         who=Who(*(record[part] for part in Who._fields)),
         judged=record["judged"],
+        contents=tuple(record["contents"]),
     )
 
 

@@ -1,6 +1,5 @@
 """The local store's side of a comparison of both stores, and of its repair."""
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -17,7 +16,6 @@ from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.errors import NotAdoptable, Refused
 from dionysus_sync_mcp.domain.folding import fold
 from dionysus_sync_mcp.domain.memory import MemoryChange, RemoteMemory
-from dionysus_sync_mcp.domain.text import storable_parts
 from dionysus_sync_mcp.engine.ports.shared import SyncEvent
 from dionysus_sync_mcp.engine.ports.verify import Due, QueueLook, Seen, Tally
 
@@ -118,7 +116,7 @@ class PostgresVerifying:
         """See `LocalComparison.record`."""
         sql = self._database.sql
         async with self._database.transaction() as connection:
-            await connection.execute(sql["note_verification"], kind, result, json.dumps(storable_parts(report)))
+            await connection.execute(sql["note_verification"], kind, result, self._database.json_of(report))
             await connection.execute(sql["prune_verifications"], KEPT_REPORTS)
             if event:
                 await note_event(connection, sql, event)
