@@ -18,6 +18,7 @@ SET i.kind = CASE WHEN newer OR i.kind IS NULL THEN r.kind ELSE i.kind END,
     i.last_at = CASE WHEN i.last_at > datetime(r.last_at) THEN i.last_at ELSE datetime(r.last_at) END,
     i.rows = CASE WHEN i.rows > r.rows THEN i.rows ELSE r.rows END,
     i.closed_reason = CASE WHEN i.closed_at IS NULL THEN r.closed_reason ELSE i.closed_reason END,
+    i.spans = CASE WHEN newer OR i.spans IS NULL THEN r.spans ELSE i.spans END,
     i.revision = CASE WHEN newer THEN r.revision ELSE i.revision END
 SET i.closed_at = coalesce(i.closed_at, datetime(r.closed_at))
 FOREACH (_ IN CASE WHEN nobody THEN [1] ELSE [] END |
@@ -35,7 +36,7 @@ MATCH (i:Incident) WHERE (NOT $open_only OR i.closed_at IS NULL) AND ($stores IS
 WITH i ORDER BY i.detected_at DESC, i.id LIMIT $limit
 RETURN collect([i.id, i.key, i.kind, i.store, toString(i.detected_at), toString(i.restore_point), toString(i.last_at), i.rows,
   i.summary, toString(i.closed_at), i.closed_reason, i.revision, i.role, i.application_name, i.client_address, i.pid,
-  i.statement]) AS page
+  i.statement, i.spans]) AS page
 
 // note_place //
 // The local store $store is at $place now, with the table $table, as was seen at $seen_at. Of a store only: a node that no

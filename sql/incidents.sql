@@ -355,7 +355,7 @@ WITH head AS (
     SELECT seq, sum(cardinality(memory_ids)) OVER (ORDER BY seq) - cardinality(memory_ids) AS ids_before
     FROM (SELECT seq, memory_ids FROM dionysus_sync.observations WHERE judged_at IS NULL ORDER BY seq LIMIT $1) AS first
 )
-SELECT seen.seq, seen.kind::text AS kind, seen.at, seen.until, seen.row_count, seen.memory_ids::text[] AS memory_ids,
+SELECT seen.seq, seen.kind::text AS kind, seen.at, seen.until, seen.row_count, seen.memory_ids::text[] AS memory_ids, seen.contents,
        seen.table_oid::bigint AS table_oid, seen.detail, seen.role, seen.application_name, seen.client_address, seen.pid,
        seen.statement, false AS judged
 FROM head JOIN dionysus_sync.observations AS seen USING (seq)
@@ -363,7 +363,7 @@ WHERE head.ids_before < $2 ORDER BY seen.seq
 
 -- observed_between --
 -- $1 and $2: deletes and updates in this span.
-SELECT seq, kind::text AS kind, at, until, row_count, memory_ids::text[] AS memory_ids, table_oid::bigint AS table_oid, detail,
+SELECT seq, kind::text AS kind, at, until, row_count, memory_ids::text[] AS memory_ids, contents, table_oid::bigint AS table_oid, detail,
        role, application_name, client_address, pid, statement, judged_at IS NOT NULL AS judged
 FROM dionysus_sync.observations WHERE kind IN ('delete', 'update') AND at BETWEEN $1 AND $2 ORDER BY at, seq
 
@@ -376,6 +376,15 @@ FROM dionysus_sync.observations WHERE kind IN ('delete', 'update') AND at BETWEE
 -- live_ids --
 -- $1 ids: those that are in the table.
 SELECT id::text AS id FROM :memories WHERE id = ANY ($1::uuid[])
+
+-- replaced_ids --
+-- $1 ids, $2 hashes of contents: those that are in the table with another content, and when they were put there, where the queue
+-- still knows.
+SELECT now.id::text AS id,
+       (SELECT max(entry.created_at) FROM dionysus_sync.sync_queue AS entry
+        WHERE entry.memory_id = now.id AND entry.operation = 'create') AS put_at
+FROM :memories AS now JOIN unnest($1::text[]::uuid[], $2::bigint[]) AS was (id, content) ON was.id = now.id
+WHERE hashtextextended(now.content::text COLLATE "C", 0) IS DISTINCT FROM was.content
 
 -- look_at_catalogue --
 -- $1 schema, $2 our columns, $3 our triggers: what stands at the name memories there, and which parts of the bookkeeping can be read. By the transaction's
@@ -453,6 +462,10 @@ WITH old AS (
 )
 SELECT count(*) FROM pruned
 
+-- last_recovered --
+-- When the newest recovery was finished.
+SELECT max(finished_at) FROM dionysus_sync.recoveries WHERE NOT report ? 'undo'
+
 -- lock_incidents --
 -- Whoever records incidents does it alone: what is on record is read, widened, and written.
 SELECT pg_advisory_xact_lock(7165101844005)
@@ -470,33 +483,36 @@ SELECT seen = cardinality($1::bigint[]) FROM due
 -- incidents_by_id --
 -- $1 ids.
 SELECT id::text AS id, key, kind::text AS kind, store::text AS store, detected_at, restore_point, last_at, row_count AS rows,
-       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision
+       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision,
+       spans::text AS spans
 FROM dionysus_sync.incidents WHERE id = ANY ($1::text[]::uuid[])
 
 -- newest_incidents --
 -- $1 whether only open ones, $2 how many.
 SELECT id::text AS id, key, kind::text AS kind, store::text AS store, detected_at, restore_point, last_at, row_count AS rows,
-       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision
+       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision,
+       spans::text AS spans
 FROM dionysus_sync.incidents WHERE NOT $1 OR closed_at IS NULL ORDER BY detected_at DESC, id LIMIT $2
 
 -- unpublished_incidents --
 -- $1 how many.
 SELECT id::text AS id, key, kind::text AS kind, store::text AS store, detected_at, restore_point, last_at, row_count AS rows,
-       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision
+       summary, role, application_name, client_address, pid, statement, closed_at, closed_reason, revision,
+       spans::text AS spans
 FROM dionysus_sync.incidents WHERE published < revision ORDER BY detected_at, id LIMIT $1
 
 -- write_incident --
 -- The columns in their order here.
 INSERT INTO dionysus_sync.incidents
     (id, key, kind, store, detected_at, restore_point, last_at, row_count, summary, role, application_name, client_address, pid,
-     statement, closed_at, closed_reason, revision)
-VALUES ($1::text::uuid, $2, $3, $4::text::uuid, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+     statement, closed_at, closed_reason, revision, spans)
+VALUES ($1::text::uuid, $2, $3, $4::text::uuid, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18::jsonb)
 ON CONFLICT (id) DO UPDATE
 SET kind = EXCLUDED.kind, detected_at = EXCLUDED.detected_at, restore_point = EXCLUDED.restore_point,
     last_at = EXCLUDED.last_at, row_count = EXCLUDED.row_count, summary = EXCLUDED.summary, role = EXCLUDED.role,
     application_name = EXCLUDED.application_name, client_address = EXCLUDED.client_address, pid = EXCLUDED.pid,
     statement = EXCLUDED.statement, closed_at = EXCLUDED.closed_at, closed_reason = EXCLUDED.closed_reason,
-    revision = EXCLUDED.revision
+    revision = EXCLUDED.revision, spans = EXCLUDED.spans
 
 -- raise_incident_alert --
 -- $1 the incident's id, which the alert has too, $2 summary, $3 details as JSON, $4 whether it was delivered before. What a

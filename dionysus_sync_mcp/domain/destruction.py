@@ -1,9 +1,12 @@
 """Decides what of the observed statements is an incident; what only looks can find is decided in `watching`."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid5
 
@@ -76,6 +79,14 @@ class Observation(NamedTuple):
     detail: str = ""  # what was hit, in words without a command, such as "column tags dropped"
     who: Who = NOBODY_KNOWN
     judged: bool = False
+    contents: tuple[int | None, ...] = ()  # hashes of what was deleted, in the order of the ids, where they are known
+
+
+class Interval(NamedTuple):
+    """A time between two others; both ends belong to it."""
+
+    first: datetime
+    last: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,8 @@ class Incident:
         last_at: Of the last change that belongs to it.
         rows: Memories that it hit.
         summary: One sentence for people; never a command.
+        spans: When the statements that belong to it were under way, in order: what others did between them is none of
+            it. None where it is not known of statements; then all between its ends counts.
     """
 
     id: str
@@ -105,6 +118,7 @@ class Incident:
     closed_at: datetime | None = None
     closed_reason: str | None = None
     revision: int = 1
+    spans: tuple[Interval, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +163,11 @@ class Evidence:
         around: Deletes and updates within a span of the new ones, the new ones too; others that nobody has judged yet
             do not count before it is their turn.
         live: Of the deleted ids, those that are in the table now.
+        replaced: Of those, the ones that have another content than the one that was deleted first, and when they were
+            put there, where that is known.
         population: Memories in the table now.
         known: Incidents of this store, closed ones too.
+        recovered_at: When the newest recovery was finished: what comes after it is no part of what it repaired.
     """
 
     new: Sequence[Observation]
@@ -158,6 +175,8 @@ class Evidence:
     live: frozenset[str] = frozenset()
     population: int = 0
     known: Sequence[Incident] = ()
+    recovered_at: datetime | None = None
+    replaced: Mapping[str, datetime | None] = MappingProxyType({})
 
 
 class Rows(NamedTuple):
@@ -176,6 +195,8 @@ class Questions(NamedTuple):
 
 # Statements of one client within this time are taken for one event: a schema is gone with all that was in it.
 ONE_EVENT = timedelta(seconds=1)
+# A recovery looks at each state of a memory with all of them.
+MOST_SPANS = 100
 # What an observation says of a table that is not at its name any more, and of triggers that do not fire any more.
 RENAMED = "table memories renamed to "
 SWITCHED_OFF = " switched off"
@@ -206,7 +227,7 @@ def could_be_burst(rows: Rows, thresholds: Thresholds, population: int = 0) -> b
     Args:
         population: Memories in the table a moment ago, 0 where that is not known.
     """
-    return rows.deleted > thresholds.deletes or rows.updated >= _too_many(thresholds, population)
+    return rows.deleted > thresholds.deletes or rows.deleted + rows.updated >= _too_many(thresholds, population)
 
 
 def questions(
@@ -217,9 +238,9 @@ def questions(
     Args:
         population: Memories in the table a moment ago, 0 where that is not known.
     """
-    updated = {id_ for o in around if o.kind == "update" for id_ in o.memory_ids}
+    changed = {id_ for o in around for id_ in o.memory_ids}
     enough = _too_many(thresholds, population)
-    counted = any(o.kind == "update" for o in new) and len(updated) >= enough
+    counted = any(o.kind in ("update", "delete") for o in new) and len(changed) >= enough
     deleted = frozenset(id_ for o in around if o.kind == "delete" for id_ in o.memory_ids)
     many = any(o.kind == "delete" for o in new) and len(deleted) > thresholds.deletes
     return Questions(deleted if many or counted else frozenset(), counted)
@@ -236,7 +257,8 @@ def judge(seen: Evidence, thresholds: Thresholds, store: str, now: datetime) -> 
     none of it.
     """
     gone = [_Hit(o, frozenset(o.memory_ids) - seen.live) for o in _of("delete", seen.around)]
-    changed = [_Hit(o, frozenset(o.memory_ids)) for o in _of("update", seen.around)]
+    updated = (_Hit(o, frozenset(o.memory_ids)) for o in _of("update", seen.around))
+    changed = sorted([*updated, *_replacing(seen, thresholds)], key=lambda hit: (hit.seen.at, hit.seen.seq))
     lost = {id_ for hit in gone for id_ in hit.ids}
     # A table that was emptied, or is not at its name any more, by the time that it is asked, held more at the change.
     before = max(seen.population + len(lost), *(o.rows for o in seen.new if o.kind in _EVENTS), 0)
@@ -270,8 +292,50 @@ def widened(known: Incident, seen: Incident) -> Incident:
         who=seen.who if known.who == NOBODY_KNOWN else known.who,
         closed_at=known.closed_at or seen.closed_at,
         closed_reason=known.closed_reason if known.closed_at else seen.closed_reason,
+        spans=merged_spans((*known.spans, *seen.spans)) if known.spans and seen.spans else known.spans or seen.spans,
     )
     return known if merged == known else replace(merged, revision=max(known.revision, seen.revision) + 1)
+
+
+def merged_spans(spans: Iterable[Interval], others: Iterable[datetime] | None = None) -> tuple[Interval, ...]:
+    """The same in order, as few as it can be, and at most `MOST_SPANS`: of more, the nearest are merged.
+
+    Args:
+        others: When something happened that is none of it: where nothing did, two spans are one. `None`: not known.
+    """
+    times = sorted(others) if others is not None else None
+    found: list[Interval] = []
+    for span in sorted(spans):
+        if found and (
+            span.first <= found[-1].last or (times is not None and _nothing(times, found[-1].last, span.first))
+        ):
+            found[-1] = Interval(found[-1].first, max(found[-1].last, span.last))
+        else:
+            found.append(span)
+    widest = sorted(range(1, len(found)), key=lambda i: found[i].first - found[i - 1].last)[1 - MOST_SPANS :]
+    ends = [0, *sorted(widest), len(found)]
+    return tuple(Interval(found[a].first, found[b - 1].last) for a, b in pairwise(ends) if a < b)
+
+
+def spans_as_text(spans: Iterable[Interval]) -> list[str]:
+    """As both records keep them: ISO 8601, in UTC."""
+    return [f"{utc_text(span.first)}/{utc_text(span.last)}" for span in spans]
+
+
+def spans_of_text(texts: object) -> tuple[Interval, ...]:
+    """Of what somebody has made something else of by hand, none."""
+    try:
+        pairs = [str(text).split("/") for text in texts] if isinstance(texts, list) else []
+        found = [Interval(*map(datetime.fromisoformat, pair)) for pair in pairs]
+    except (ValueError, TypeError):
+        return ()
+    return merged_spans(found) if all(time.tzinfo for span in found for time in span) else ()
+
+
+def _nothing(times: Sequence[datetime], first: datetime, last: datetime) -> bool:
+    """Whether none of these lies between."""
+    after = bisect_left(times, first)
+    return after == len(times) or times[after] > last
 
 
 def is_loss(incident: Incident) -> bool:
@@ -327,6 +391,27 @@ class _Burst:
     hits: Sequence[_Hit]
 
 
+def _replacing(seen: Evidence, thresholds: Thresholds) -> Iterator[_Hit]:
+    """Deletes of memories that live again as something else; what was put there belongs to them.
+
+    Where it is not known any more when that was, it is taken for part of the same span.
+    """
+    for o in _of("delete", seen.around):
+        if ids := frozenset(o.memory_ids) & seen.replaced.keys():
+            at_latest = o.until + timedelta(seconds=thresholds.seconds)
+            until = max(o.until, *(seen.replaced[id_] or at_latest for id_ in ids))
+            yield _Hit(o._replace(until=until), ids)
+
+
+def original_contents(observations: Iterable[Observation]) -> dict[str, int | None]:
+    """Hashes of what each memory was when it was deleted for the first time."""
+    found: dict[str, int | None] = {}
+    for o in _of("delete", observations):
+        for id_, content in zip(o.memory_ids, o.contents, strict=False):
+            found.setdefault(id_, content)
+    return found
+
+
 def _of(kind: ObservationKind, observations: Iterable[Observation]) -> list[Observation]:
     return sorted((o for o in observations if o.kind == kind), key=lambda o: (o.at, o.seq))
 
@@ -340,10 +425,30 @@ def _bursts(kind: IncidentKind, hits: Sequence[_Hit], enough: int, seen: Evidenc
     new = {o.seq for o in seen.new}
     past = {h.seen.seq for h in hits if any(i.restore_point <= h.seen.at <= i.last_at for i in closed)} - new
     counted = [h for h in hits if h.ids and h.seen.seq not in past]
-    for first, last in _crowded(counted, enough, timedelta(seconds=seconds)):
-        burst = counted[first : last + 1]
-        if any(hit.seen.seq in new for hit in burst):
-            yield _Burst(kind, burst)
+    span = timedelta(seconds=seconds)
+    for part in _parted(counted, seen.recovered_at):
+        for first, last in _crowded(part, enough, span):
+            burst = _of_one_client(part[first : last + 1], enough, span)
+            if any(hit.seen.seq in new for hit in burst):
+                yield _Burst(kind, burst)
+
+
+def _parted(hits: Sequence[_Hit], at: datetime | None) -> Iterator[Sequence[_Hit]]:
+    """What was before a recovery was finished, and what after it."""
+    if at is None:
+        yield hits
+        return
+    yield [hit for hit in hits if hit.seen.at <= at]
+    yield [hit for hit in hits if hit.seen.at > at]
+
+
+def _of_one_client(burst: Sequence[_Hit], enough: int, span: timedelta) -> Sequence[_Hit]:
+    """Where single clients hit enough by themselves, what others did beside them is none of it; else all are."""
+    alone = []
+    for pid in dict.fromkeys(hit.seen.who.pid for hit in burst):
+        own = [hit for hit in burst if hit.seen.who.pid == pid]
+        alone += [hit for first, last in _crowded(own, enough, span) for hit in own[first : last + 1]]
+    return sorted(alone, key=lambda hit: (hit.seen.at, hit.seen.seq)) or burst
 
 
 def _crowded(hits: Sequence[_Hit], enough: int, span: timedelta) -> Iterator[tuple[int, int]]:
@@ -379,6 +484,8 @@ def _burst_incident(
 ) -> Incident:
     first, last = burst.hits[0].seen, max(hit.seen.until for hit in burst.hits)
     open_ones = [i for i in seen.known if i.kind == burst.kind and not i.closed_at]
+    if (over := seen.recovered_at) is not None and over < first.at:
+        open_ones = [i for i in open_ones if i.restore_point > over]
     known = next((i for i in open_ones if i.restore_point <= last and first.at <= i.last_at), None)
     rows = _rows(burst, seen, known)
     begun = min(first.at, known.restore_point) if known else first.at
@@ -398,7 +505,16 @@ def _burst_incident(
         rows=rows,
         summary=f"{_memories(rows, of_all)} {done} within {seconds:g} s.",
         who=max(burst.hits, key=lambda hit: len(hit.ids)).seen.who,
+        spans=_spans(burst, seen, known),
     )
+
+
+def _spans(burst: _Burst, seen: Evidence, known: Incident | None) -> tuple[Interval, ...]:
+    members = {hit.seen.seq for hit in burst.hits}
+    kind: ObservationKind = "delete" if burst.kind == "rapid_deletes" else "update"
+    others = [o.at for o in seen.around if o.kind == kind and o.seq not in members]
+    found = merged_spans((Interval(hit.seen.at, hit.seen.until) for hit in burst.hits), others)
+    return merged_spans((*known.spans, *found)) if known else found
 
 
 def _rows(burst: _Burst, seen: Evidence, known: Incident | None) -> int:

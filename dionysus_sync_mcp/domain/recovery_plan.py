@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from dionysus_sync_mcp.domain.destruction import Incident, IncidentKind
+from dionysus_sync_mcp.domain.destruction import Incident, IncidentKind, Interval
 from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.memory import Digest
 
@@ -206,9 +206,10 @@ def windows(concerned: Iterable[Incident], before: Incident | None, now: datetim
             too: without being asked for, nothing that is newer here is touched.
     """
     found = {
-        Window(one.store, one.restore_point, one.last_at, operation)
+        Window(one.store, span.first, span.last, operation)
         for one in concerned
         if (operation := _OPERATIONS.get(one.kind))
+        for span in one.spans or (Interval(one.restore_point, one.last_at),)
     }
     if before and before.kind in _LOSES_ROWS:
         found.add(Window(before.store, before.restore_point, before.closed_at or now, "create"))

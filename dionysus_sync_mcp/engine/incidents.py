@@ -25,6 +25,7 @@ from dionysus_sync_mcp.domain.destruction import (
     details_of,
     is_loss,
     judge,
+    original_contents,
     questions,
     told_who,
     widened,
@@ -257,12 +258,16 @@ class Detector:
         around = await self._observing.between(first, last) if crowded else []
         due = [o for o in around if o.judged or o.seq in seqs]
         asked = questions(new, due, self._thresholds, lately)
+        live = await self._observing.live(sorted(asked.deleted)) if asked.deleted else frozenset()
+        were = {id_: content for id_, content in original_contents(due).items() if id_ in live}
         evidence = Evidence(
             new=new,
             around=due,
-            live=await self._observing.live(sorted(asked.deleted)) if asked.deleted else frozenset(),
+            live=live,
+            replaced=await self._observing.replaced(were) if were else {},
             population=await self._observing.population() if asked.population else lately,
             known=[i for i in await self._known() if i.store == store],
+            recovered_at=await self._observing.recovered_at() if crowded else None,
         )
         if (asked.deleted or asked.population) and await self._emptied_since(seqs):
             return

@@ -41,6 +41,8 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.incidents (
     statement text,
     closed_at timestamptz,
     closed_reason text,
+    -- When the statements that belong to it were under way, pairs of times.
+    spans jsonb NOT NULL DEFAULT '[]',
     -- Counts changes of the row; `published` is the state that the remote store has.
     revision integer NOT NULL DEFAULT 1,
     published integer NOT NULL DEFAULT 0

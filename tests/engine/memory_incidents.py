@@ -1,6 +1,6 @@
 """In-memory ports of the detection; both records pass the contract suite of the real ones."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -169,7 +169,14 @@ def merged(before: Incident, seen: Incident) -> Incident:
     wider = widened(before, seen)
     latest = seen if seen.revision >= before.revision else before
     point = min(before, seen, key=lambda i: (-i.revision, i.restore_point)).restore_point
-    return replace(wider, kind=latest.kind, summary=latest.summary, restore_point=point, revision=latest.revision)
+    return replace(
+        wider,
+        kind=latest.kind,
+        summary=latest.summary,
+        restore_point=point,
+        revision=latest.revision,
+        spans=latest.spans,
+    )
 
 
 @dataclass
@@ -189,6 +196,8 @@ class MemoryObserving:
     last: Sight | None = None
     failure: Exception | None = None
     asked: int = 0
+    other: dict[str, datetime | None] = field(default_factory=dict)
+    recovered: datetime | None = None
 
     def fill(self, count: int) -> None:
         """So many memories."""
@@ -250,6 +259,14 @@ class MemoryObserving:
         """Counts how often it is asked."""
         self.asked += 1
         return frozenset(self.ids & set(memory_ids))
+
+    async def recovered_at(self) -> datetime | None:
+        """As a test says."""
+        return self.recovered
+
+    async def replaced(self, contents: Mapping[str, int | None]) -> dict[str, datetime | None]:
+        """As set."""
+        return {id_: at for id_, at in self.other.items() if id_ in contents}
 
     async def population(self) -> int:
         """Counts how often it is asked."""

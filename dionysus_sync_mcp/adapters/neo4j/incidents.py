@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from dionysus_sync_mcp.adapters.neo4j.connection import Call, Part
-from dionysus_sync_mcp.domain.destruction import Incident, Sight, Who
+from dionysus_sync_mcp.domain.destruction import Incident, Sight, Who, spans_as_text, spans_of_text
 from dionysus_sync_mcp.domain.errors import RemoteDamaged
 from dionysus_sync_mcp.domain.text import storable
 
@@ -80,10 +80,12 @@ class Incidents(Part):
 def _row(incident: Incident) -> dict[str, Any]:
     row = {name: getattr(incident, name) for name in _FIELDS} | incident.who._asdict()
     row |= {name: row[name].isoformat() for name in _TIMES if row[name] is not None}
+    row["spans"] = spans_as_text(incident.spans)
     return {name: storable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _incident(values: Sequence[Any]) -> Incident:
     fields = dict(zip(_FIELDS, values, strict=False))
     fields |= {name: datetime.fromisoformat(fields[name]) for name in _TIMES if fields[name] is not None}
-    return Incident(**fields, who=Who(*values[len(_FIELDS) :]))
+    *who, spans = values[len(_FIELDS) :]
+    return Incident(**fields, who=Who(*who), spans=spans_of_text(spans))

@@ -1,10 +1,11 @@
 """The incidents on record in the local store."""
 
+import json
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dionysus_sync_mcp.adapters.postgres.database import Database
-from dionysus_sync_mcp.domain.destruction import Incident, Who, details_of, widened
+from dionysus_sync_mcp.domain.destruction import Incident, Who, details_of, spans_as_text, spans_of_text, widened
 
 if TYPE_CHECKING:
     import asyncpg
@@ -111,7 +112,8 @@ class PostgresIncidents:
 def _incident(row: "asyncpg.Record") -> Incident:
     fields = dict(row)
     who = Who(**{name: fields.pop(name) for name in Who._fields})
-    return Incident(**fields, who=who)
+    spans = spans_of_text(json.loads(fields.pop("spans")))
+    return Incident(**fields, who=who, spans=spans)
 
 
 def _row(incident: Incident) -> list[Any]:
@@ -134,4 +136,5 @@ def _row(incident: Incident) -> list[Any]:
         incident.closed_at,
         incident.closed_reason,
         incident.revision,
+        json.dumps(spans_as_text(incident.spans)),
     ]

@@ -1,6 +1,6 @@
 """What the detection of destruction needs, and the record of incidents on both sides."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -24,6 +24,17 @@ class Observing(Protocol):
 
     async def live(self, memory_ids: Sequence[str]) -> frozenset[str]:
         """Those of these that are in the table now."""
+        ...
+
+    async def recovered_at(self) -> datetime | None:
+        """When the newest recovery was finished, by the database's clock; `None` for none."""
+        ...
+
+    async def replaced(self, contents: Mapping[str, int | None]) -> dict[str, datetime | None]:
+        """Those of these memories that are in the table now with another content than the one with this hash.
+
+        And when they were put there, `None` where that is not known any more.
+        """
         ...
 
     async def population(self) -> int:
