@@ -110,8 +110,15 @@ SELECT dionysus_sync.rebuild_table($1, 'memories', $2::jsonb, $3::text[])
 SELECT dionysus_sync.complete_table(format('%I.memories', $1::text), $2::jsonb)
 
 -- last_overwriting --
--- The recovery that overwrote rows last.
-SELECT recovery_id::text AS id FROM dionysus_sync.recovery_undo ORDER BY overwritten_at DESC LIMIT 1
+-- The recovery that overwrote rows last, of those that have rows which are not back; else the last one of all.
+SELECT recovery_id::text AS id FROM dionysus_sync.recovery_undo
+ORDER BY undone_at IS NULL DESC, overwritten_at DESC LIMIT 1
+
+-- kept_recoveries --
+-- $1 how many: recoveries with rows that are not back, newest first. One that was cut off may be on record nowhere else.
+SELECT recovery_id::text AS id, count(*)::integer AS rows, max(overwritten_at) AS last_at
+FROM dionysus_sync.recovery_undo WHERE undone_at IS NULL
+GROUP BY recovery_id ORDER BY max(overwritten_at) DESC LIMIT $1
 
 -- recovery_known --
 -- $1 id.

@@ -12,11 +12,12 @@ import anyio
 from dionysus_sync_mcp.domain.errors import DionysusError, InputError, Unavailable
 from dionysus_sync_mcp.engine.ports.recover import PageResult, RemoteReader
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Scope, SyncEvent
-from dionysus_sync_mcp.engine.ports.undo import KeptRow, KeptState, Undoing
+from dionysus_sync_mcp.engine.ports.undo import KeptRecovery, KeptRow, KeptState, Undoing
 from dionysus_sync_mcp.engine.reports import UndoReport
 
 PAGE = 2000
 NAMED_FAULTS = 20
+NAMED_RECOVERIES = 5
 RECORD_SECONDS = 5.0
 REMOTE_AWAY = "The remote store is away: the rows are numbered by what is known of it here."
 
@@ -30,6 +31,7 @@ class _Tally:
     refused: int = 0
     faults: list[str] = field(default_factory=list)
     remote_away: bool = False
+    others: Sequence[KeptRecovery] = ()
 
     def look_at(self, rows: Sequence[KeptRow]) -> list[str]:
         """Count the rows; the ids of those that can be put back."""
@@ -65,7 +67,7 @@ class Undoer:
         Whole pages at a time: one that is cut off can be run again, and goes on where it was.
 
         Args:
-            recovery_id: `None` for the recovery that overwrote rows last.
+            recovery_id: `None` for the recovery that overwrote rows last, of those that have rows left to put back.
             dry_run: Only say what would be put back.
 
         Raises:
@@ -79,6 +81,8 @@ class Undoer:
             if not dry_run:
                 await self._record_stop(_report(chosen, tally, started, dry_run=False), error)
             raise
+        kept = await self._undoing.kept_recoveries(NAMED_RECOVERIES + 1)
+        tally.others = [one for one in kept if one.recovery_id != chosen][:NAMED_RECOVERIES]
         report = _report(chosen, tally, started, dry_run=dry_run)
         if not dry_run:
             await self._undoing.record_undo(report.model_dump(mode="json"), _event(report))
@@ -91,9 +95,9 @@ class Undoer:
                 raise InputError("no recovery has overwritten anything here", hint="There is nothing to undo.")
             return last
         if not _is_uuid(recovery_id) or not await self._undoing.recovery_known(recovery_id):
-            raise InputError(
-                "there is no such recovery here", where="recovery_id", hint="A recovery's report names it."
-            )
+            kept = await self._undoing.kept_recoveries(NAMED_RECOVERIES)
+            hint = f"A recovery's report names it. {_named(kept)}" if kept else "A recovery's report names it."
+            raise InputError("there is no such recovery here", where="recovery_id", hint=hint)
         return recovery_id
 
     async def _put_pages_back(
@@ -143,6 +147,8 @@ def _report(recovery_id: str, tally: _Tally, started: float, *, dry_run: bool) -
         )
     if tally.refused:
         warnings.append(f"{tally.refused} rows cannot be put back as they were.")
+    if tally.others:
+        warnings.append(_named(tally.others))
     return UndoReport(
         recovery_id=recovery_id,
         complete=not left,
@@ -156,6 +162,11 @@ def _report(recovery_id: str, tally: _Tally, started: float, *, dry_run: bool) -
         already_undone=states["undone"],
         duration_ms=round(1000 * (time.monotonic() - started)),
     )
+
+
+def _named(kept: Sequence[KeptRecovery]) -> str:
+    named = ", ".join(f"{one.recovery_id} ({one.rows} rows, {one.last_at:%Y-%m-%d %H:%M:%S%z})" for one in kept)
+    return f"Recoveries with rows that can be put back: {named}."
 
 
 def _advice(restored: int, left: int, *, dry_run: bool) -> str:

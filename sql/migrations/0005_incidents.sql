@@ -1,6 +1,7 @@
 -- What was seen of statements that destroy, or that could be part of it: written by the capture and the event triggers in the
 -- statement's own transaction. `at` is just before the statement's first queue entry; `until`, written at the end of the capture,
--- just after the last one.
+-- just after the last one. `contents`: hashes of what was deleted, in the order of `memory_ids`: a row that comes back under the
+-- id of one that was deleted may be another one.
 CREATE TABLE IF NOT EXISTS dionysus_sync.observations (
     seq bigserial PRIMARY KEY,
     kind varchar(20) NOT NULL CHECK (kind IN ('delete', 'update', 'truncate', 'drop', 'alter')),
@@ -8,6 +9,7 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.observations (
     until timestamptz NOT NULL DEFAULT clock_timestamp(),
     row_count bigint NOT NULL DEFAULT 0,
     memory_ids uuid[] NOT NULL DEFAULT '{}',
+    contents bigint[] NOT NULL DEFAULT '{}',
     table_oid oid,
     detail text NOT NULL DEFAULT '',
     role text,
@@ -18,7 +20,8 @@ CREATE TABLE IF NOT EXISTS dionysus_sync.observations (
     judged_at timestamptz
 );
 -- Random bytes: trying to compress them would take longer than the deletes of a large statement.
-ALTER TABLE dionysus_sync.observations ALTER COLUMN memory_ids SET STORAGE EXTERNAL;
+ALTER TABLE dionysus_sync.observations ALTER COLUMN memory_ids SET STORAGE EXTERNAL,
+    ALTER COLUMN contents SET STORAGE EXTERNAL;
 CREATE INDEX IF NOT EXISTS idx_observations_new ON dionysus_sync.observations (seq) WHERE judged_at IS NULL;
 CREATE INDEX IF NOT EXISTS idx_observations_at ON dionysus_sync.observations (at);
 
@@ -82,13 +85,13 @@ END $$;
 -- Puts an observation on record, and whose session it was. Called by functions that have pinned the path, and that run as
 -- their owner: `session_user` is the client all the same.
 CREATE OR REPLACE FUNCTION dionysus_sync.observe(
-    observed text, began timestamptz, hit bigint, ids uuid[], target oid, said text) RETURNS void
+    observed text, began timestamptz, hit bigint, ids uuid[], target oid, said text, hashes bigint[] DEFAULT '{}') RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
     INSERT INTO dionysus_sync.observations
-        (kind, at, row_count, memory_ids, table_oid, detail, role, application_name, client_address, pid, statement)
-    VALUES (observed, began, hit, ids, target, dionysus_sync.legible(said), dionysus_sync.legible(session_user::text),
+        (kind, at, row_count, memory_ids, contents, table_oid, detail, role, application_name, client_address, pid, statement)
+    VALUES (observed, began, hit, ids, hashes, target, dionysus_sync.legible(said), dionysus_sync.legible(session_user::text),
             dionysus_sync.legible(pg_catalog.current_setting('application_name')),
             pg_catalog.host(pg_catalog.inet_client_addr()), pg_catalog.pg_backend_pid(),
             dionysus_sync.legible(pg_catalog.left(pg_catalog.current_query(), 2000)));
@@ -107,6 +110,7 @@ DECLARE
     changed record;
     rows_left refcursor;
     hit uuid[];
+    hashes bigint[];
     hit_rows bigint;
     kept_ids bigint;
 BEGIN
@@ -124,11 +128,11 @@ BEGIN
             SELECT dionysus_row.id, 'delete', to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns(),
                    coalesce(dionysus_row.sync_version, 1) + 1, dionysus_row.synced_version
             FROM dionysus_old AS dionysus_row
-            RETURNING memory_id
         )
-        SELECT array_agg(memory_id) INTO hit FROM queued;
+        SELECT array_agg(gone.id), array_agg(hashtextextended(gone.content::text COLLATE "C", 0))
+        INTO hit, hashes FROM dionysus_old AS gone;
         IF hit IS NOT NULL THEN
-            PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '');
+            PERFORM dionysus_sync.observe('delete', began, cardinality(hit), hit, TG_RELID, '', hashes);
         END IF;
     ELSE
         SELECT count(*), (SELECT count(*) FROM dionysus_new), array_agg(before.id) FILTER (

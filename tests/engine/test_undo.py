@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,8 +12,8 @@ from dionysus_sync_mcp.domain.errors import InputError, Unavailable
 from dionysus_sync_mcp.domain.memory import Digest
 from dionysus_sync_mcp.engine.ports.recover import PageResult
 from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
-from dionysus_sync_mcp.engine.ports.undo import KeptRow
-from dionysus_sync_mcp.engine.undo import NAMED_FAULTS, PAGE, REMOTE_AWAY, Undoer
+from dionysus_sync_mcp.engine.ports.undo import KeptRecovery, KeptRow
+from dionysus_sync_mcp.engine.undo import NAMED_FAULTS, NAMED_RECOVERIES, PAGE, REMOTE_AWAY, Undoer
 from tests.engine.memory_remote import MemoryRemote
 
 RECOVERY = str(UUID(int=1))
@@ -28,6 +29,13 @@ class Kept:
     put: list[Mapping[str, int]] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     events: list[SyncEvent] = field(default_factory=list)
+    others: list[KeptRecovery] = field(default_factory=list)
+
+    async def kept_recoveries(self, limit: int) -> list[KeptRecovery]:
+        """The only one, while it has rows that are not back, and those given."""
+        left = [row for row in self.rows if row.state != "undone"]
+        own = [KeptRecovery(RECOVERY, len(left), datetime(2026, 1, 1, tzinfo=UTC))] if left else []
+        return [*own, *self.others][:limit]
 
     async def last_overwriting(self) -> str | None:
         """The only one."""
@@ -140,6 +148,18 @@ async def test_an_undo_that_is_cut_off_is_on_record_and_goes_on() -> None:
     kept.last_page = 2
     report = await undoer.undo(dry_run=False)
     assert (report.restored, report.already_undone, report.complete) == (5, PAGE, True)
+
+
+async def test_other_recoveries_that_can_be_undone_are_named() -> None:
+    """A few of them, by id, so that one which was cut off can be found; also to whoever names none that is there."""
+    others = [KeptRecovery(str(UUID(int=n)), n, datetime(2026, 1, 1, tzinfo=UTC)) for n in range(2, 20)]
+    report = await Undoer(Kept(waiting(1), others=others), MemoryRemote()).undo(dry_run=False)
+    (told,) = report.warnings
+    assert f"{UUID(int=2)} (2 rows, 2026-01-01 00:00:00+0000)" in told
+    assert (told.count("rows,"), RECOVERY in told) == (NAMED_RECOVERIES, False)
+    with pytest.raises(InputError, match="no such recovery") as refused:
+        await Undoer(Kept(waiting(3)), MemoryRemote()).undo("nonsense", dry_run=False)
+    assert f"{RECOVERY} (3 rows" in str(refused.value.hint)
 
 
 async def test_progress_is_told() -> None:

@@ -119,6 +119,24 @@ async def test_a_column_that_came_since_keeps_what_it_has(
     assert [tuple(r) for r in rows] == [("a", "m"), ("bad b", None)]
 
 
+@pytest.mark.promise("P6")
+async def test_every_recovery_can_be_undone_without_its_id(
+    client: Client, restorer: PostgresRestorer, undoer: Undoer
+) -> None:
+    """One after the other, the last one first; also where a process that ended left it on no other record."""
+    await client.executemany(INSERT, [(uid(n), f"good {n}") for n in (1, 2)])
+    good = [await state(client, uid(n)) for n in (1, 2)]
+    await client.execute("UPDATE memories SET content = 'bad'")
+    for number, one in enumerate(good):
+        await restorer.restore(str(uid(900 + number)), [forward(one, await state(client, UUID(one.id)))])
+    first = await undoer.undo(None, dry_run=False)
+    assert (first.recovery_id, first.restored) == (str(uid(901)), 1)
+    assert f"{uid(900)} (1 rows" in first.warnings[0]
+    second = await undoer.undo(None, dry_run=False)
+    assert (second.recovery_id, second.restored, second.warnings) == (str(uid(900)), 1, [])
+    assert [r[0] for r in await client.fetch("SELECT content FROM memories")] == ["bad", "bad"]
+
+
 async def test_a_recovery_that_is_not_there_is_refused(client: Client, undoer: Undoer) -> None:
     """Unknown, no id at all, or none that has overwritten anything."""
     for recovery_id in (RECOVERY, "no id", None):

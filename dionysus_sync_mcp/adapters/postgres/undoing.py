@@ -8,7 +8,7 @@ from dionysus_sync_mcp.adapters.postgres.restorer import NOT_AS_SEEN, halving, l
 from dionysus_sync_mcp.domain.text import defused
 from dionysus_sync_mcp.engine.ports.recover import PageResult
 from dionysus_sync_mcp.engine.ports.shared import SyncEvent
-from dionysus_sync_mcp.engine.ports.undo import KeptRow
+from dionysus_sync_mcp.engine.ports.undo import KeptRecovery, KeptRow
 
 
 class PostgresUndoing:
@@ -22,6 +22,12 @@ class PostgresUndoing:
         async with self._database.connection() as connection:
             found: str | None = await connection.fetchval(self._database.sql["last_overwriting"])
             return found
+
+    async def kept_recoveries(self, limit: int) -> list[KeptRecovery]:
+        """See `Undoing.kept_recoveries`."""
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
+            records = await connection.fetch(self._database.sql["kept_recoveries"], limit)
+        return [KeptRecovery(r["id"], r["rows"], r["last_at"]) for r in records]
 
     async def recovery_known(self, recovery_id: str) -> bool:
         """See `Undoing.recovery_known`."""

@@ -1,6 +1,7 @@
 """What undoing a recovery needs."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
 from dionysus_sync_mcp.engine.ports.recover import PageResult
@@ -22,11 +23,26 @@ class KeptRow(NamedTuple):
     lacking: str = ""
 
 
+class KeptRecovery(NamedTuple):
+    """A recovery with rows that it has overwritten and that are not back, and when it overwrote the last of them."""
+
+    recovery_id: str
+    rows: int
+    last_at: datetime
+
+
 class Undoing(Protocol):
     """The local store's side of an undo."""
 
     async def last_overwriting(self) -> str | None:
-        """Id of the recovery that overwrote rows last, `None` where none has."""
+        """Id of the recovery that overwrote rows last, of those with rows that are not back; else the last of all.
+
+        `None` where none has overwritten anything.
+        """
+        ...
+
+    async def kept_recoveries(self, limit: int) -> list[KeptRecovery]:
+        """Recoveries with rows that are not back, newest first; those that were cut off among them."""
         ...
 
     async def recovery_known(self, recovery_id: str) -> bool:
