@@ -415,8 +415,8 @@ FROM (SELECT) AS always LEFT JOIN (
 
 -- look_at_rows --
 -- $1 how many are counted at most; null for more. The name and the file as they are now, which are another table's where it was
--- replaced or emptied since the snapshot: what is counted is then neither.
-SELECT CASE WHEN count(*) <= $1 THEN count(*) END AS rows, to_regclass(:'memories')::oid::bigint AS table_oid,
+-- replaced or emptied since the snapshot: what is counted is then neither. `hidden`: policies may keep rows from this role.
+SELECT row_security_active(to_regclass(:'memories')) AS hidden, CASE WHEN count(*) <= $1 THEN count(*) END AS rows, to_regclass(:'memories')::oid::bigint AS table_oid,
        pg_relation_filenode(to_regclass(:'memories'))::bigint AS file
 FROM (SELECT FROM :memories LIMIT $1 + 1) AS bounded
 

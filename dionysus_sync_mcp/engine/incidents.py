@@ -21,6 +21,7 @@ from dionysus_sync_mcp.domain.destruction import (
     Observation,
     Sight,
     Thresholds,
+    Who,
     could_be_burst,
     details_of,
     is_loss,
@@ -35,6 +36,7 @@ from dionysus_sync_mcp.domain.errors import (
     DatabaseMissing,
     DionysusError,
     InputError,
+    Refused,
     SchemaMismatch,
     Unavailable,
 )
@@ -199,7 +201,8 @@ class Detector:
         """
         async with self._turn:
             try:
-                await self.judge_once()
+                with suppress(Refused):  # the loop that judges says so, and a look must not wait for that
+                    await self.judge_once()
                 await self._watch()
             except DatabaseMissing:
                 await self._miss_database()
@@ -272,7 +275,12 @@ class Detector:
         if (asked.deleted or asked.population) and await self._emptied_since(seqs):
             return
         found = judge(evidence, self._thresholds, store, self._clock())
-        self._say(await self._book.record(found, sorted(seqs)))
+        try:
+            new_ones = await self._book.record(found, sorted(seqs))
+        except Refused:  # one text that cannot be kept must not keep the others from being judged
+            bare = [replace(incident, who=Who()) for incident in found]
+            new_ones = await self._book.record(bare, sorted(seqs))
+        self._say(new_ones)
 
     async def _emptied_since(self, seqs: Collection[int]) -> bool:
         """Whether the table that was asked is another one, or empty, since then: these are judged with that."""

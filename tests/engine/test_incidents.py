@@ -11,8 +11,15 @@ from typing import Literal
 import anyio
 import pytest
 
-from dionysus_sync_mcp.domain.destruction import Incident, Sight, Thresholds, Who
-from dionysus_sync_mcp.domain.errors import AccessRefused, DatabaseMissing, InputError, SchemaMismatch, Unavailable
+from dionysus_sync_mcp.domain.destruction import Incident, Observation, Sight, Thresholds, Who
+from dionysus_sync_mcp.domain.errors import (
+    AccessRefused,
+    DatabaseMissing,
+    InputError,
+    Refused,
+    SchemaMismatch,
+    Unavailable,
+)
 from dionysus_sync_mcp.engine import incidents
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.incidents import (
@@ -133,6 +140,37 @@ async def test_a_burst_is_recorded_with_an_alert_and_said_once(scene: Scene, cap
     assert [r.getMessage() for r in caplog.records] == [
         f"incident {incident.id}: 11 memories were deleted within 60 s."
     ]
+
+
+async def test_a_text_that_cannot_be_kept_keeps_nothing_from_being_judged(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The incident is on record without whose it was."""
+    record = scene.book.record
+
+    async def choosy(found: Sequence[Incident], judged: Sequence[int], told: Collection[str] = ()) -> list[Incident]:
+        if any(incident.who.statement for incident in found):
+            raise Refused("a character has no equivalent")
+        return await record(found, judged, told)
+
+    monkeypatch.setattr(scene.book, "record", choosy)
+    scene.local.observe("delete", range(11), who=AGENT)
+    await scene.process().judge_once()
+    assert [(i.kind, i.rows, i.who.statement) for i in scene.book.held.values()] == [("rapid_deletes", 11, None)]
+
+
+async def test_a_look_is_taken_where_the_judging_fails(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is gone is seen all the same."""
+    detector = scene.process()
+    await watched(detector, scene)
+
+    async def unreadable(_limit: int) -> list[Observation]:
+        raise Refused("a character has no equivalent")
+
+    monkeypatch.setattr(scene.local, "unjudged", unreadable)
+    scene.local.table = None
+    await watched(detector, scene)
+    assert [kind for kind, _ in scene.here()] == ["table_missing"]
 
 
 @pytest.mark.parametrize("kind", ["drop", "truncate", "alter"])

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -21,8 +22,9 @@ from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.observing import PostgresObserving
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
-from dionysus_sync_mcp.domain.destruction import Sight
+from dionysus_sync_mcp.domain.destruction import Sight, Thresholds
 from dionysus_sync_mcp.domain.errors import DatabaseMissing
+from dionysus_sync_mcp.domain.watching import compare
 from tests.integration.roles import role_of
 from tests.integration.stores import INSERT, Client, operations, plain_client, queue, uid
 from tests.services import postgres
@@ -571,6 +573,23 @@ async def test_a_role_that_is_no_superuser_goes_without_event_triggers(database_
         await client.execute("DROP TABLE memories")
         now = await seeing.sight(0)
         assert (now.table, now.store is not None, now.gone) == (None, True, 3)
+
+
+async def test_rows_that_policies_hide_are_not_missing(database_url: str) -> None:
+    """Neither when the owner of the table subjects itself to them, nor afterwards."""
+    limits = Thresholds()
+    async with plain_client(database_url) as client, owner_of(client, database_url) as url, opened(url) as own:
+        await Installer(own, load_migrations()).install()
+        seeing = PostgresObserving(own)
+        await fill(client, 20)
+        looks = [await seeing.sight(0)]
+        await client.execute("ALTER TABLE memories ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+        assert await seeing.population() == 0
+        looks += [await seeing.sight(0), await seeing.sight(0)]
+        await client.execute("ALTER TABLE memories DISABLE ROW LEVEL SECURITY")
+        looks.append(await seeing.sight(0))
+    found = [compare(before, now, limits, CAPTURE_TRIGGERS) for before, now in pairwise(looks)]
+    assert (looks[0].rows, looks[-1].rows, found) == (20, 20, [[], [], []])
 
 
 @pytest.mark.promise("P9")

@@ -106,13 +106,16 @@ class PostgresObserving:
             )
             if found is None:
                 return None
-            rows = None
+            rows = counted = None
             if found["table_oid"] is not None:
                 counted = await connection.fetchrow(sql["look_at_rows"], MOST_COUNTED)
                 if counted is None or any(counted[part] != found[part] for part in ("table_oid", "file")):
                     return None
                 rows = counted["rows"]
             last_seq, gone = await self._look_at_observations(connection, after_seq, present=found["has_observations"])
+            if counted and counted["hidden"]:
+                # Nothing can be said of the rows, by this look or by the next one: whatever was there counts as accounted for.
+                rows, gone = 0, MOST_COUNTED
             return Sight(
                 seen_at=found["seen_at"],
                 store=await connection.fetchval(sql["look_at_identity"]) if found["has_identity"] else None,
