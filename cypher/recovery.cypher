@@ -42,7 +42,7 @@ RETURN collect([m.id, m.sync_version, m.content_hash, m.deleted_at IS NOT NULL, 
 // The same, where incidents are concerned. $windows: what they did, maps {store, first, last, operation}, times as ISO 8601
 // text. The targets are the newest states that none of them made, or, where $as_of is not null, those of that time; and each
 // current state is told to be of an incident or not. Rows that were made up after one, under ids of older memories, are of
-// the operation `create`: all that was made of them since counts too.
+// the operation `create`: all that was made of them since counts too, and so does the delete that made room for them.
 MATCH (m:Memory)
 WHERE m.id > $after AND m.id >= $first AND ($end = '' OR m.id < $end)
   AND (size($projects) = 0 OR m.source_project IN $projects)
@@ -73,8 +73,8 @@ CALL (unclear, as_of, windows) {
   // incident, and the memory had a state before it.
   WITH m, as_of, versions, [v IN versions WHERE any(w IN windows WHERE v.origin = w.store AND v.changed_at >= w.first
     AND v.changed_at <= w.last AND CASE w.operation WHEN 'create'
-      THEN any(made IN versions WHERE made.operation = 'create' AND made.origin = w.store
-          AND made.changed_at >= w.first AND made.changed_at <= v.changed_at)
+      THEN any(made IN versions WHERE made.operation = 'create' AND made.origin = w.store AND made.changed_at >= w.first
+          AND (made.changed_at <= v.changed_at OR v.operation = 'delete' AND made.changed_at <= w.last))
         AND any(old IN versions WHERE old.changed_at < w.first)
       ELSE w.operation = v.operation END)] AS bad
   WITH m, versions, bad, as_of,

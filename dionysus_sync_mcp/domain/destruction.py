@@ -3,10 +3,9 @@
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 from uuid import UUID, uuid5
 
@@ -176,7 +175,7 @@ class Evidence:
     population: int = 0
     known: Sequence[Incident] = ()
     recovered_at: datetime | None = None
-    replaced: Mapping[str, datetime | None] = MappingProxyType({})
+    replaced: Mapping[str, datetime | None] = field(default_factory=dict)
 
 
 class Rows(NamedTuple):

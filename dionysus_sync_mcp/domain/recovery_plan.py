@@ -211,6 +211,8 @@ def windows(concerned: Iterable[Incident], before: Incident | None, now: datetim
         if (operation := _OPERATIONS.get(one.kind))
         for span in one.spans or (Interval(one.restore_point, one.last_at),)
     }
+    # Contents may have been changed by rows that were put in the place of deleted ones.
+    found |= {Window(w.store, w.first, w.last, "create") for w in found if w.operation == "update"}
     if before and before.kind in _LOSES_ROWS:
         found.add(Window(before.store, before.restore_point, before.closed_at or now, "create"))
     return tuple(sorted(found))
@@ -253,18 +255,22 @@ class KnownStore(NamedTuple):
     place: str | None = None
 
 
-def stores_before(own: str, stores: Iterable[KnownStore]) -> frozenset[str]:
+def stores_before(own: str | None, stores: Iterable[KnownStore], place: str | None = None) -> frozenset[str]:
     """Those that were in the place of this one, and have not pushed since it did for the first time.
 
     A database that was lost, or whose bookkeeping was, is another store when it is made again.
+
+    Args:
+        own: This one; `None` where the database is no local store yet.
+        place: Where it is, which counts as long as the remote store has not noted it.
     """
     known = list(stores)
     here = next((store for store in known if store.id == own), None)
-    if here is None or here.begun_at is None or here.place is None:
+    if here and here.last_push_at and here.begun_at is None:
         return frozenset()
-    begun = here.begun_at
-    there = [store for store in known if store.place == here.place and store.id != own]
-    return frozenset(store.id for store in there if store.last_push_at is None or store.last_push_at < begun)
+    where, begun = (here.place or place, here.begun_at) if here else (place, None)
+    there = [store for store in known if where is not None and store.place == where and store.id != own]
+    return frozenset(s.id for s in there if begun is None or s.last_push_at is None or s.last_push_at < begun)
 
 
 def worst_loss(concerned: Iterable[Incident]) -> Incident | None:

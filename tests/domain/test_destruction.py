@@ -236,6 +236,17 @@ def test_what_nobody_had_judged_when_an_incident_was_closed_counts() -> None:
     assert judged([*marked(before), seen(3, "delete", 20, range(30, 40))], known=closed) == []
 
 
+def test_rows_that_were_deleted_and_came_back_as_others_are_changed_contents() -> None:
+    """Together with those that were updated; those that came back as they were are none."""
+    both = [seen(1, "delete", 0, range(40)), seen(2, "update", 1, range(40, 55))]
+    evidence = Evidence(both, both, frozenset(map(str, range(40))), 100, replaced=dict.fromkeys(map(str, range(36))))
+    (found,) = judge(evidence, LIMITS, STORE, at(100))
+    assert (found.kind, found.rows, found.restore_point, found.last_at) == ("bulk_update", 51, NOW, at(60.001))
+    known = replace(evidence, replaced=dict.fromkeys(map(str, range(36)), at(7)))
+    assert [i.last_at for i in judge(known, LIMITS, STORE, at(100))] == [at(7)]
+    assert judge(replace(evidence, replaced={"1": None}), LIMITS, STORE, at(100)) == []
+
+
 def test_what_is_not_new_makes_nothing() -> None:
     """It was judged when it was."""
     assert judged(marked([seen(1, "delete", 0, range(50))])) == []
@@ -244,15 +255,17 @@ def test_what_is_not_new_makes_nothing() -> None:
 def test_nothing_is_asked_where_no_answer_matters() -> None:
     """A few deletes and updates, as there are every day."""
     few = [seen(1, "delete", 0, range(10)), seen(2, "update", 0, range(4))]
-    assert questions(few, few, LIMITS) == (frozenset(), False)
+    assert questions(few, few, LIMITS, 100) == (frozenset(), False)
+    assert questions(few, few, LIMITS) == (frozenset(map(str, range(10))), True)
     many = [seen(1, "delete", 0, range(11)), seen(2, "update", 0, range(5))]
     assert questions(many, many, LIMITS) == (frozenset(map(str, range(11))), True)
-    assert questions(many[:1], many, LIMITS).population is False
+    assert questions(many[:1], many, LIMITS, 100).population is False
 
 
 def test_few_rows_are_no_burst() -> None:
     """They need not be looked at one by one; where they could be one, they are."""
-    assert not could_be_burst(Rows(10, 4), LIMITS)
+    assert not could_be_burst(Rows(10, 4), LIMITS, 100)
+    assert [could_be_burst(Rows(deleted, 3), LIMITS) for deleted in (1, 2)] == [False, True]
     assert could_be_burst(Rows(11, 0), LIMITS)
     assert could_be_burst(Rows(0, 5), LIMITS)
     assert [could_be_burst(Rows(0, rows), LIMITS, 100) for rows in (50, 51)] == [False, True]

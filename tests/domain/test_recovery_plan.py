@@ -252,7 +252,7 @@ def test_windows_are_of_what_is_in_the_history() -> None:
     deletes, updates = incident("rapid_deletes"), incident("bulk_update", minute=5)
     until = NOON + timedelta(minutes=1)
     assert windows([deletes, deletes, incident("truncate")], None, NOON) == (Window("store", NOON, until, "delete"),)
-    assert {window.operation for window in windows([deletes, updates], None, NOON)} == {"delete", "update"}
+    assert {window.operation for window in windows([deletes, updates], None, NOON)} == {"delete", "update", "create"}
 
 
 @pytest.mark.parametrize(("closed", "last"), [(None, 9), (3, 3)])
@@ -263,7 +263,7 @@ def test_rows_made_up_after_an_incident_are_its_damage_when_it_is_named(closed: 
     until = NOON + timedelta(minutes=last)
     assert windows([lost], lost, NOON + timedelta(minutes=9)) == (Window("store", NOON, until, "create"),)
     named = incident("bulk_update")
-    assert {window.operation for window in windows([named], named, NOON)} == {"update"}
+    assert {window.operation for window in windows([named], named, NOON)} == {"update", "create"}
 
 
 def test_some_incidents_change_rows_unseen() -> None:
@@ -291,8 +291,11 @@ def test_a_store_is_in_the_place_of_one_that_was_there_before_it() -> None:
     elsewhere = KnownStore("elsewhere", None, NOON - hour, place="there")
     assert stores_before("own", [own, old, alive, elsewhere]) == {"old"}
     assert stores_before("own", [own._replace(begun_at=None), old]) == frozenset()
+    assert stores_before("own", [own._replace(begun_at=None, last_push_at=None), old]) == {"old"}
     assert stores_before("own", [own._replace(place=None), old._replace(place=None)]) == frozenset()
     assert stores_before("own", [old]) == frozenset()
+    assert stores_before(None, [old, elsewhere], old.place) == {"old"}
+    assert stores_before("own", [own._replace(place=None), old], old.place) == {"old"}
 
 
 def test_what_the_remote_store_lacks_is_known_by_the_greatest_loss() -> None:

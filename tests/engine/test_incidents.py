@@ -196,6 +196,7 @@ async def test_what_goes_while_it_is_judged_makes_no_burst_of_what_was_before(
 async def test_the_table_is_not_asked_without_need(scene: Scene) -> None:
     """Ten deletes and a few updates, as there are every day; they are judged all the same."""
     detector = scene.process()
+    await detector.watch_once()
     assert await detector.judge_once() == JUDGE_SECONDS
     scene.local.observe("delete", range(10))
     scene.local.observe("update", range(4))

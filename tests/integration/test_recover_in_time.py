@@ -266,3 +266,35 @@ async def test_two_stores_recover_their_own(
         assert await images(client) == before
         await there.execute("TRUNCATE memories")
         assert (await recovered(second)).restored == 1
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("at_once", [True, False], ids=["judged at once", "judged after the push"])
+async def test_made_up_contents_under_the_ids_of_deleted_memories_are_brought_back(
+    program: Runtime, client: Client, empty_neo4j: str, at_once: bool
+) -> None:
+    """In one transaction all go and come again: only what has another content than before is of an incident."""
+    await filled(client)
+    await pushed(program)
+    before = {row["id"]: row["content"] for row in await client.fetch("SELECT id, content FROM memories")}
+    again = "INSERT INTO memories (id, content, source_project) SELECT id, {}, source_project FROM kept"
+    async with client.transaction():
+        await client.execute("CREATE TEMP TABLE kept ON COMMIT DROP AS SELECT * FROM memories; DELETE FROM memories")
+        await client.execute(again.format("content"))
+    assert await program.detector.judge_all()
+    assert (await program.incidents(open_only=True, limit=5)).incidents == []
+    await pushed(program)
+    async with client.transaction():
+        await client.execute("CREATE TEMP TABLE kept ON COMMIT DROP AS SELECT * FROM memories; DELETE FROM memories")
+        await client.execute(again.format("'made up'"))
+    if at_once:
+        assert await program.detector.judge_all()
+    await pushed(program)
+    assert await program.detector.judge_all()
+    (incident,) = (await program.incidents(open_only=True, limit=5)).incidents
+    assert (incident.kind, incident.rows) == ("bulk_update", MANY)
+    await recovered(program)
+    assert {row["id"]: row["content"] for row in await client.fetch("SELECT id, content FROM memories")} == before
+    await pushed(program)
+    assert (await node(empty_neo4j, uid(1)))["content"] == before[uid(1)]
