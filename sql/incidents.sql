@@ -324,12 +324,17 @@ ALTER EVENT TRIGGER dionysus_dropped ENABLE ALWAYS;
 ALTER EVENT TRIGGER dionysus_altered ENABLE ALWAYS
 
 -- event_triggers --
--- Whether the event triggers are all there and fire always, and whether this role may create them for certain. `lesser`: a role
+-- $1 JSON, the functions of the event triggers and the MD5 of each one's text: whether the event triggers are all there, fire
+-- always and are the ones of this program, and whether this role may create them for certain. A release that changes them brings
+-- a migration, so that the one before it leaves them alone. `lesser`: a role
 -- that is neither this one nor a superuser, and could have its own code run in them, since it owns what they call and write to,
 -- or may add to it.
 SELECT (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid
         WHERE t.evtname IN ('dionysus_before_ddl', 'dionysus_rewrite', 'dionysus_dropped', 'dionysus_altered')
-          AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) = 4 AS present,
+          AND t.evtenabled = 'A' AND p.pronamespace = to_regnamespace('dionysus_sync')) = 4
+       AND NOT EXISTS (SELECT FROM jsonb_each_text($1::text::jsonb) AS ours
+                       WHERE NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('dionysus_sync')
+                                         AND proname = ours.key AND md5(prosrc) = ours.value)) AS present,
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser,
        (SELECT CASE part.owner WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(part.owner)::text END
         FROM (SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'dionysus_sync'

@@ -546,6 +546,22 @@ async def test_event_triggers_are_put_back(client: Client, database: Database, s
     assert await observed(client) == [("drop", 0, "table memories dropped")]
 
 
+async def test_event_triggers_of_another_release_are_brought_up_to_date(client: Client, database: Database) -> None:
+    """An event trigger cannot be replaced, but its functions can."""
+    installer = Installer(database, load_migrations())
+    assert set(json.loads(database.ddl_functions())) >= {"ddl_begins", "ddl_altered", "dangers", "glance_at"}
+    await client.execute(
+        "CREATE OR REPLACE FUNCTION dionysus_sync.ddl_altered() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'"
+    )
+    assert not await installer.capture_installed()
+    steps, _ = await installer.install()
+    assert [step.name for step in steps] == ["install_event_triggers"]
+    assert await installer.capture_installed()
+    await client.execute("ALTER TABLE memories DROP tags")
+    await client.execute("ALTER TABLE memories RENAME TO old")
+    assert [kind for kind, _, _ in await observed(client)] == ["alter", "alter"]
+
+
 @asynccontextmanager
 async def owner_of(client: Client, url: str) -> AsyncIterator[str]:
     """The URL of a role that may make a local store, and no event triggers."""

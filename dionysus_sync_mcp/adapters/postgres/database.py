@@ -3,9 +3,11 @@
 import codecs
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from hashlib import md5
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -83,6 +85,7 @@ _SERVER_IS_AWAY = (
 _CHANGED_MEANWHILE = (pg.InvalidCachedStatementError, pg.OutdatedSchemaCacheError)
 # What a pooler says to parameters that it does not know; or what comes of statements that others prepared.
 _OF_A_POOLER = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNameError)
+_FUNCTION = re.compile(r"^CREATE OR REPLACE FUNCTION dionysus_sync\.(\w+)\(.*?^AS \$\$(.*?)\$\$;$", re.M | re.S)
 _UNSUPPORTED = "unsupported startup parameter"
 _PERSON_HAS_TO_ACT = (
     pg.InvalidAuthorizationSpecificationError,
@@ -194,6 +197,11 @@ class Database:
         self._pulse = Pulse()
         self._charset: str | None = None
 
+    def ddl_functions(self) -> str:
+        """JSON: the functions of our event triggers, and the MD5 of each one's text as PostgreSQL keeps it."""
+        made = _FUNCTION.findall(self.sql["install_event_triggers"])
+        return json.dumps({name: md5(body.encode(), usedforsecurity=False).hexdigest() for name, body in made})
+
     def fit(self, text: str) -> str:
         """A text of ours, such as a message, as this database's encoding can hold it; not for what is the user's."""
         return storable_in(text, self._charset)
@@ -289,7 +297,7 @@ class Database:
     async def _degraded(self, connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[str, ...]:
         if not await connection.fetchval(self.sql["has_migrations"]):
             return ()
-        watch = await connection.fetchrow(self.sql["event_triggers"])
+        watch = await connection.fetchrow(self.sql["event_triggers"], self.ddl_functions())
         above = await connection.fetchrow(self.sql["capture_above_owner"])
         return (*_watching(watch), *([CAPTURE_ABOVE_OWNER.format(**above)] if above else []))
 

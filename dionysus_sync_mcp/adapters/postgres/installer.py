@@ -190,7 +190,7 @@ class Installer:
         return [*migrations, *watching, *steps], table is not None
 
     async def _ddl_watch(self, connection: "Connection") -> DdlWatch:
-        found = await connection.fetch(self._database.sql["event_triggers"])
+        found = await connection.fetch(self._database.sql["event_triggers"], self._database.ddl_functions())
         return DdlWatch(**found[0])
 
     async def _try_to_watch_ddl(self, connection: "Connection") -> None:

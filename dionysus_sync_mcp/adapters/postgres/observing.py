@@ -114,7 +114,7 @@ class PostgresObserving:
                 rows = counted["rows"]
             last_seq, gone = await self._look_at_observations(connection, after_seq, present=found["has_observations"])
             if counted and counted["hidden"]:
-                # Nothing can be said of the rows, by this look or by the next one: whatever was there counts as accounted for.
+                # Neither this look nor the next one can say what is missing: all rows count as accounted for.
                 rows, gone = 0, MOST_COUNTED
             return Sight(
                 seen_at=found["seen_at"],
