@@ -238,7 +238,15 @@ class Runtime:
         rows = PostgresRows(self.database, self.installer)
         self._undoer = Undoer(PostgresUndoing(self.database), self.remote)
         self._recoverer = Recoverer(
-            self.remote, self.remote, rows, restorer, self.installer, self.pusher, self._records
+            self.remote,
+            self.remote,
+            rows,
+            restorer,
+            self.installer,
+            self.pusher,
+            self._records,
+            locate=self._place,
+            install=self._put_back,
         )
         self._worker = Worker(
             self.pusher,
@@ -275,6 +283,10 @@ class Runtime:
             expected=CAPTURE_TRIGGERS,
         )
         self._records = IncidentRecords(book, self.remote, unrecorded, self.detector.stores)
+
+    async def _put_back(self) -> None:
+        await self.guard.look()
+        await self.installer.install()
 
     async def _place(self) -> str:
         return place_of(await self.addresses[0](), platform.node())

@@ -2,7 +2,7 @@
 
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -68,6 +68,7 @@ KEPT_PLANS = 8
 KEPT_ENDS = 64
 RECORD_SECONDS = 5.0
 NEAR_NAMES = 3
+LONGEST_NAME = 100
 GONE = "it is not in the remote store any more"
 MISMATCHED = "its hash is not the remote's"
 PLAN_AGAIN = "Make a new plan by calling without plan_id."
@@ -152,6 +153,7 @@ class _Tally:
         self.overwritten += page.overwritten
         self.verified += page.verified
         self.already_there += page.already_there
+        # A reason is the database's own text, which may quote what it refuses; `example` makes it fit to be shown.
         for memory_id, reason in [*page.refused, *((i, MISMATCHED) for i in page.mismatched)]:
             self.refuse(example(memories[memory_id], reason))
         for row in rows:
@@ -171,7 +173,12 @@ class _Tally:
 
 
 class Recoverer:
-    """The use-case recover. Plans live in this process; they are cheap to make again."""
+    """The use-case recover. Plans live in this process; they are cheap to make again.
+
+    Args:
+        locate: Where the database is, so that a local store is known there of which the database itself is gone.
+        install: Puts back the bookkeeping of one, after a look at what is missing.
+    """
 
     def __init__(
         self,
@@ -182,6 +189,8 @@ class Recoverer:
         installation: Installation,
         pusher: Pusher,
         incidents: KnownIncidents,
+        locate: Callable[[], Awaitable[str]],
+        install: Callable[[], Awaitable[object]],
     ) -> None:
         self._reader = reader
         self._history = history
@@ -190,12 +199,14 @@ class Recoverer:
         self._installation = installation
         self._pusher = pusher
         self._incidents = incidents
+        self._locate = locate
+        self._install = install
         self._surveyor = Surveyor(history, rows)
         self._plans: dict[str, _Planned] = {}
         self._ends: dict[str, str] = {}
 
     async def plan(self, wish: RecoveryWish, now: datetime, *, on_progress: OnProgress | None = None) -> RecoveryPlan:
-        """Compare both sides by version and hash; changes nothing here.
+        """Compare both sides by version and hash; changes nothing here, but that a lost bookkeeping is put back.
 
         What is still queued is pushed first: it is newer than what the remote holds, and a queued delete was meant.
 
@@ -204,6 +215,7 @@ class Recoverer:
         """
         _check_wish(wish)
         _check_time(wish, now)
+        await self._put_back_bookkeeping()
         await self._push_what_waits()
         facts = await self._circumstances(wish, now)
         await self._check_scope(wish.scope)
@@ -364,9 +376,8 @@ class Recoverer:
     async def _among(self, own: str | None, known: Sequence[KnownStore]) -> Stores:
         others = frozenset(store.id for store in known) - {own}
         # A store may be named there, by the definition of its table, before it has pushed anything.
-        if own is None or not any(store.id == own and store.last_push_at for store in known):
-            return Stores(own, False, others)
-        stores = Stores(own, True, others, stores_before(own, known))
+        pushed = any(store.id == own and store.last_push_at for store in known)
+        stores = Stores(own, pushed, others, stores_before(own, known, await self._locate()))
         if not stores.meant:
             return stores
         held = [await self._reader.holdings(store) for store in stores.meant]
@@ -395,8 +406,14 @@ class Recoverer:
             if not await self._is_here(Scope(projects=(project,))):
                 names = await self._history.project_names()
                 near = difflib.get_close_matches(project, names, NEAR_NAMES) or names[:NEAR_NAMES]
-                hint = f"There are, for instance: {', '.join(near)}." if near else "No project is known yet."
-                raise InputError(f"the project {project!r} is in neither store", where="projects", hint=hint)
+                hint = (
+                    f"There are, for instance: {', '.join(defused(n, LONGEST_NAME) for n in near)}."
+                    if near
+                    else "No project is known yet."
+                )
+                raise InputError(
+                    f"the project {defused(project, LONGEST_NAME)!r} is in neither store", where="projects", hint=hint
+                )
         for session in unknown.sessions:
             if not await self._is_here(Scope(sessions=(session,))):
                 raise InputError(f"the session {session} is in neither store", where="sessions")
@@ -419,6 +436,14 @@ class Recoverer:
                 where="as_of",
                 hint="Give a later time.",
             )
+
+    async def _put_back_bookkeeping(self) -> None:
+        """Without it no row can be compared. A database that was no local store is not made one."""
+        if await self._installation.initialised() or not await self._installation.table_present():
+            return
+        place = await self._locate()
+        if any(store.place == place for store in await self._history.known_stores()):
+            await self._install()
 
     async def _push_what_waits(self) -> None:
         """Where it cannot be pushed (a fresh database has no queue), the remote's state is what there is."""
@@ -561,7 +586,7 @@ def _report(planned: _Planned, tally: _Tally, started: float) -> RecoveryReport:
         warnings.append(f"{missing} of {tally.planned} planned memories are not here or not as they were.")
     if tally.invalid_count:
         warnings.append(f"{tally.invalid_count} restored memories break a rule of the data model; see invalid.")
-    warnings += tally.notes[:NAMED_FAULTS]
+    warnings += [defused(note) for note in tally.notes[:NAMED_FAULTS]]
     mend = "Look at refused, mend what stands in the way, and plan again."
     advice = "Call sync_now, then plan again." if tally.held_back else mend if missing else "Check get_sync_status."
     return RecoveryReport(

@@ -36,9 +36,9 @@ class Stores:
     @property
     def meant(self) -> tuple[str, ...]:
         """Those that a plan is about; none mean all."""
-        if self.own is None or not self.known or self.others == self.before:
+        if self.others == self.before or not (self.known or self.before):
             return ()
-        return (self.own, *sorted(self.before))
+        return (*([self.own] if self.own else []), *sorted(self.before))
 
     def concerns(self, store: str) -> bool:
         """Whether what happened to that store is this one's business."""
@@ -47,9 +47,9 @@ class Stores:
 
 def example(memory: RemoteMemory, reason: str | None) -> Example:
     """A memory as it is shown. What somebody wrote into the remote store by hand may be no text."""
-    project = line(str(memory.source_project), EXCERPT) if memory.source_project else None
+    project = defused(str(memory.source_project), EXCERPT) if memory.source_project else None
     excerpt = line(str(memory.content or ""), EXCERPT)
-    return Example(memory_id=memory.id, project=project, excerpt=excerpt, reason=reason)
+    return Example(memory_id=memory.id, project=project, excerpt=excerpt, reason=defused(reason) if reason else None)
 
 
 def held_back(number: int) -> list[str]:
@@ -131,7 +131,7 @@ def definition_warnings(damaged: int) -> list[str]:
 def store_warnings(stores: "Stores") -> list[str]:
     """Of other local stores that write to the same remote store."""
     warnings = []
-    if not stores.known and len(stores.others) > 1:
+    if not stores.meant and not stores.known and len(stores.others) > 1:
         warnings.append(
             f"The remote store does not know this local store, and holds the memories of {len(stores.others)} others: "
             "this plan is about those of all of them."

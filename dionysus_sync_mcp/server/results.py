@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dionysus_sync_mcp.domain.errors import RecoveryShortfall
-from dionysus_sync_mcp.domain.text import defused
 from dionysus_sync_mcp.engine.reports import IncidentReport, RecoveryPlan, RecoveryReport, Report
 
 NAMED_REASONS = 3
@@ -64,8 +63,7 @@ def declined(plan_id: str, action: Literal["accept", "decline", "cancel"]) -> Re
 def shortfall(report: RecoveryReport) -> RecoveryShortfall:
     """What a run that did not bring all of it back is told as."""
     missing = report.planned - report.verified - report.already_there
-    # A reason is the database's own text, which may quote what it refuses.
-    reasons = "; ".join(f"{one.memory_id}: {defused(one.reason or '')}" for one in report.refused[:NAMED_REASONS])
+    reasons = "; ".join(f"{one.memory_id}: {one.reason or ''}" for one in report.refused[:NAMED_REASONS])
     named = f" ({reasons})" if reasons else ""
     return RecoveryShortfall(
         f"{missing} of {report.planned} planned memories are not here or not as they were: {report.restored} restored, "

@@ -54,6 +54,7 @@ class MemoryLocal:
     bookkeeping: bool = True
     shape: str | None = '{"columns": []}'
     refusing: set[str] = field(default_factory=set)
+    refusal: str = "the table refuses it"
     held: set[str] = field(default_factory=set)  # rows that a transaction of somebody's holds
     locked: bool = False  # the whole table is somebody's
     waiting: set[int] = field(default_factory=set)
@@ -374,7 +375,7 @@ class MemoryLocal:
         for one in good:
             self._write_restored(one)
         mismatched = [r.memory.id for r in good if not self._is_as_meant(r)]
-        refused = [(r.memory.id, "the table refuses it") for r in chosen if r not in good]
+        refused = [(r.memory.id, self.refusal) for r in chosen if r not in good]
         refused += [(memory_id, "changed meanwhile") for memory_id in moved]
         verified = len(good) - len(mismatched)
         return PageResult(len(good), verified, len(there), refused, mismatched, len(overwritten))

@@ -39,7 +39,14 @@ class World:
         self.incidents = MemoryIncidents()
         rows = MemoryRows(local)
         pusher = Pusher(local, remote, remote)
-        self.recoverer = Recoverer(remote, self.history, rows, local, local, pusher, self.incidents)
+        self.place = "here"
+        self.recoverer = Recoverer(
+            remote, self.history, rows, local, local, pusher, self.incidents, self.locate, local.install
+        )
+
+    async def locate(self) -> str:
+        """Where the local store is."""
+        return self.place
 
     async def plan(
         self, wish: RecoveryWish = EVERYTHING, now: datetime = NOW, on_progress: OnProgress | None = None
@@ -613,6 +620,81 @@ async def test_a_store_in_the_place_of_one_that_is_gone_gets_what_that_had() -> 
     assert plan.will_restore == 2
     assert any("in the place of this one" in warning for warning in plan.warnings)
     stores.history.pushes["store"] = (START, begun + LIFETIME)
+    assert (await stores.plan()).will_restore == 0
+
+
+async def test_a_store_that_is_gone_is_known_by_its_place() -> None:
+    """Before the database is a local store again, and before it has pushed: it gets what was there, and no other's."""
+    stores, _ = await two_stores()
+    stores.history.places = {"store": "here", "second": "there"}
+    stores.local.rows, stores.local.entries, stores.local.bookkeeping = None, {}, False
+    stores.local.identity_ = StoreIdentity("fresh", "epoch", 0, "never pushed")
+    plan = await stores.plan()
+    assert plan.will_restore == 2
+    await stores.local.install()
+    plan = await stores.plan()
+    assert (plan.will_restore, any("in the place of this" in warning for warning in plan.warnings)) == (2, True)
+    stores.place = "nowhere known"
+    assert (await stores.plan()).will_restore == 4
+
+
+async def test_a_lost_bookkeeping_is_put_back_before_anything_is_compared() -> None:
+    """Of a store that was here; a database that was none is not made one."""
+    stores = await world(2)
+    stores.local.bookkeeping = False
+    stores.history.places = {"store": "elsewhere"}
+    await stores.plan()
+    assert not stores.local.bookkeeping
+    stores.history.places = {"store": stores.place}
+    assert (await stores.plan()).counts["identical"] == 2
+    assert stores.local.bookkeeping
+
+
+async def test_reasons_and_names_are_no_commands() -> None:
+    """What the database or a memory says stands in reports that somebody pastes."""
+    stores = await world(1)
+    with pytest.raises(InputError, match="D·ROP T·ABLE memories"):
+        await stores.plan(RecoveryWish(Scope(projects=("DROP TABLE memories",))))
+    stores.local.rows = {}
+    stores.local.refusing = {"000000"}
+    stores.local.refusal = "DELETE FROM memories was refused"
+    (refused,) = (await stores.recover()).refused
+    assert refused.reason == "D·ELETE F·ROM memories was refused"
+
+
+async def test_a_damaged_definition_blocks_nothing() -> None:
+    """The newest one before it is the table's; where there is none, the installation makes one."""
+    stores = await world(1)
+    for text in (NOTED_SHAPE, "nope"):
+        await stores.remote.note_definition(stores.local.identity_, text)
+    stores.local.rows = None
+    plan = await stores.plan()
+    assert any("cannot be read" in warning for warning in plan.warnings)
+    assert (await stores.run(plan)).complete
+    assert stores.local.shape == NOTED_SHAPE
+
+
+@pytest.mark.promise("P1")
+async def test_what_memories_had_in_a_lost_column_comes_back() -> None:
+    """The rest of them stays as it was written since; one that was made since had nothing in it."""
+    stores = await world(2)
+    row = stores.local.table["000000"]
+    stores.local.table["000000"] = replace(row, properties=row.properties._replace(extra='{"note": "n"}'))
+    stores.local.capture("000000", "update")
+    stores.local.table["000000"] = replace(stores.local.table["000000"], version=2)
+    stores.local.capture("000000", "update")
+    await stores.push()
+    lost = stores.time()
+    stores.local.write("000000", "written since")
+    stores.local.write("000009", "made since")
+    await stores.push()
+    stores.happened("alter", lost, lost)
+    plan = await stores.plan()
+    assert (plan.will_restore, plan.will_overwrite) == (1, 1)
+    assert any("in columns that an incident took" in warning for warning in plan.warnings)
+    assert (await stores.run(plan)).complete
+    now = stores.local.table["000000"]
+    assert (now.properties.content, now.properties.extra, now.status) == ("written since", '{"note": "n"}', "pending")
     assert (await stores.plan()).will_restore == 0
 
 
