@@ -347,6 +347,14 @@ SELECT (SELECT count(*) FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtf
         WHERE NOT EXISTS (SELECT FROM pg_roles WHERE oid = part.owner AND (rolsuper OR rolname = current_user))
         ORDER BY 1 LIMIT 1) AS lesser
 
+-- altered_functions --
+-- $1 JSON, functions of the migrations and the MD5 of each one's text; $2 the last one of these migrations: whether somebody has
+-- put something else in the place of one. Of a newer program's, which may have others, nothing is said.
+SELECT EXISTS (SELECT FROM jsonb_each_text($1::text::jsonb) AS ours
+               JOIN pg_proc AS p ON p.proname = ours.key AND p.pronamespace = to_regnamespace('dionysus_sync')
+               WHERE md5(p.prosrc) <> ours.value)
+       AND (SELECT max(name COLLATE "C") FROM dionysus_sync.schema_migrations) = $2
+
 -- capture_above_owner --
 -- The owners of memories and of the capture, where the first has not the rights of the second: a row is made JSON with those,
 -- and so are the casts of the types of its columns, which the table's owner chooses.

@@ -562,6 +562,29 @@ async def test_event_triggers_of_another_release_are_brought_up_to_date(client: 
     assert [kind for kind, _, _ in await observed(client)] == ["alter", "alter"]
 
 
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("function", ["capture_memories", "observe"])
+async def test_a_function_of_the_capture_that_was_replaced_is_missed_and_put_back(
+    client: Client, database: Database, seeing: PostgresObserving, function: str
+) -> None:
+    """Triggers that are all there and do nothing are as good as gone."""
+    installer, before = Installer(database, load_migrations()), await seeing.sight(0)
+    text = await client.fetchval(f"SELECT pg_get_functiondef('dionysus_sync.{function}'::regproc)")
+    body = "BEGIN RETURN NULL; END" if function == "capture_memories" else "BEGIN END"
+    await client.execute(text[: text.index("AS $")] + f"AS '{body}'")
+    now = await seeing.sight(0)
+    assert [one.kind for one in compare(before, now, Thresholds(), CAPTURE_TRIGGERS)] == ["capture_off"]
+    assert not await installer.capture_installed()
+    await installer.install()
+    assert await installer.capture_installed()
+    assert await client.fetchval("SELECT count(*) FROM dionysus_sync.comparison_due") == 1
+    assert (await seeing.sight(0)).triggers == CAPTURE_TRIGGERS
+    await fill(client, 1)
+    await client.execute("DELETE FROM memories")
+    assert [operation for operation, _ in await operations(client)] == ["create", "delete"]
+    assert [kind for kind, _, _ in await observed(client)] == ["delete"]
+
+
 @asynccontextmanager
 async def owner_of(client: Client, url: str) -> AsyncIterator[str]:
     """The URL of a role that may make a local store, and no event triggers."""

@@ -120,6 +120,12 @@ def charset_of(encoding: str) -> str | None:
         return "ascii"
 
 
+def functions_in(statements: str) -> str:
+    """JSON: the functions that these make, and the MD5 of each one's text as PostgreSQL keeps it; the last counts."""
+    made = _FUNCTION.findall(statements)
+    return json.dumps({name: md5(body.encode(), usedforsecurity=False).hexdigest() for name, body in made})
+
+
 def in_our_words(error: Exception) -> DionysusError | None:
     """The error of our tree that stands for a driver's or the system's; `None` for one that is neither's."""
     if isinstance(error, _OF_A_POOLER) or (isinstance(error, pg.ProtocolViolationError) and _UNSUPPORTED in str(error)):
@@ -199,8 +205,7 @@ class Database:
 
     def ddl_functions(self) -> str:
         """JSON: the functions of our event triggers, and the MD5 of each one's text as PostgreSQL keeps it."""
-        made = _FUNCTION.findall(self.sql["install_event_triggers"])
-        return json.dumps({name: md5(body.encode(), usedforsecurity=False).hexdigest() for name, body in made})
+        return functions_in(self.sql["install_event_triggers"])
 
     def fit(self, text: str) -> str:
         """A text of ours, such as a message, as this database's encoding can hold it; not for what is the user's."""

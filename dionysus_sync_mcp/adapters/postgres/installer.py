@@ -2,13 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 from asyncpg.exceptions import InsufficientPrivilegeError
 
-from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
+from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database, functions_in
 from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.adoption import (
     CAPTURE_TRIGGERS,
@@ -118,6 +118,8 @@ class Installer:
         async with self._database.connection() as connection:
             if not await connection.fetchval(self._database.sql["bookkeeping_whole"]):
                 return False
+            if await functions_altered(connection, self._database, self._migrations):
+                return False
             if (await self._ddl_watch(connection)).left:
                 return False
             table = await self._table(connection)
@@ -209,6 +211,8 @@ class Installer:
         sql = self._database.sql
         applied = await self._applied(connection) if await connection.fetchval(sql["has_migrations"]) else {}
         whole = bool(await connection.fetchval(sql["bookkeeping_whole"]))
+        if applied and whole:
+            whole = not await functions_altered(connection, self._database, self._migrations)
         left = decide_migrations(applied, self._shipped, whole=whole)
         mending = [InstallStep(PUT_BACK, sql[PUT_BACK])] if applied and left and not whole else []
         return [*mending, *(InstallStep(name, self._migrations[name]) for name in left)]
@@ -244,6 +248,14 @@ class Installer:
             triggers=frozenset(r["name"] for r in await connection.fetch(sql["inspect_triggers"], schema)),
             indexes=frozenset(r["name"] for r in await connection.fetch(sql["inspect_indexes"], schema)),
         )
+
+
+async def functions_altered(connection: "Connection", database: Database, migrations: Mapping[str, str]) -> bool:
+    """Whether something else stands in the place of a function of these migrations, where they are those in use."""
+    if not await connection.fetchval(database.sql["has_migrations"]):
+        return False
+    ours = functions_in("\n".join(migrations.values()))
+    return bool(await connection.fetchval(database.sql["altered_functions"], ours, max(migrations)))
 
 
 def identity_of(record: "asyncpg.Record | None") -> StoreIdentity:

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
+from dionysus_sync_mcp.adapters.postgres.installer import functions_altered
+from dionysus_sync_mcp.adapters.statements import load_migrations
 from dionysus_sync_mcp.domain.adoption import CAPTURE_TRIGGERS
 from dionysus_sync_mcp.domain.destruction import MOST_COUNTED, Observation, Rows, Sight, Who
 from dionysus_sync_mcp.domain.errors import SchemaMismatch, Unavailable
@@ -29,6 +31,7 @@ class PostgresObserving:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._migrations = dict(load_migrations())
 
     async def unjudged(self, limit: int) -> list[Observation]:
         """See `Observing.unjudged`; fewer than `limit` where those have many ids."""
@@ -112,6 +115,8 @@ class PostgresObserving:
                 if counted is None or any(counted[part] != found[part] for part in ("table_oid", "file")):
                     return None
                 rows = counted["rows"]
+            # Triggers of which the functions do something else capture nothing.
+            altered = await functions_altered(connection, self._database, self._migrations)
             last_seq, gone = await self._look_at_observations(connection, after_seq, present=found["has_observations"])
             if counted and counted["hidden"]:
                 # Neither this look nor the next one can say what is missing: all rows count as accounted for.
@@ -121,7 +126,7 @@ class PostgresObserving:
                 store=await connection.fetchval(sql["look_at_identity"]) if found["has_identity"] else None,
                 table=found["table_oid"],
                 columns=tuple(found["columns"]),
-                triggers=frozenset(found["triggers"]),
+                triggers=frozenset() if altered else frozenset(found["triggers"]),
                 event_triggers=found["event_triggers"],
                 rows=rows,
                 last_seq=last_seq,
