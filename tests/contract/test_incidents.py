@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from dionysus_sync_mcp.adapters.neo4j import RemoteStore
 from dionysus_sync_mcp.adapters.postgres.alerts import PostgresAlerts
 from dionysus_sync_mcp.adapters.postgres.incidents import PostgresIncidents
-from dionysus_sync_mcp.domain.destruction import NOBODY_KNOWN, Incident, Sight, Who, incident_id
+from dionysus_sync_mcp.domain.destruction import NOBODY_KNOWN, Incident, Interval, Sight, Who, incident_id
 from dionysus_sync_mcp.domain.errors import SchemaMismatch
 from dionysus_sync_mcp.engine.ports.incidents import IncidentBook, RemoteIncidents
 from tests.engine.memory_incidents import NOW, OTHER_STORE, STORE, MemoryBook, MemoryRemoteIncidents
@@ -26,7 +26,17 @@ def incident(number: int = 1, *, store: str = STORE, **fields: object) -> Incide
     key = f"gone:{number}"
     at = NOW + timedelta(seconds=number)
     made = Incident(
-        incident_id(store, key), key, "drop", store, at, at, at, 3, "The table memories is gone.", who=HOSTILE
+        incident_id(store, key),
+        key,
+        "drop",
+        store,
+        at,
+        at,
+        at,
+        3,
+        "The table memories is gone.",
+        who=HOSTILE,
+        spans=(Interval(at, at),),
     )
     return replace(made, **fields)  # type: ignore[arg-type]  # the fields of an incident, by name
 

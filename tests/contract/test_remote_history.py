@@ -81,6 +81,18 @@ class HistoryContract:
         await bench.push_versions(version(3, "c", at=5), version(4, "d", at=20))
         assert [await bench.target(as_of=moment) for moment in (4, 6, 10)] == [1, 3, 3]
 
+    async def test_the_state_before_a_moment_is_told_of_what_has_changed_since(self, bench: Bench) -> None:
+        """With its further columns; of what was not there then, or has not changed since, nothing."""
+        await bench.push_versions(CREATED, version(2, "b"), version(3, "c", at=9))
+        await bench.push_versions(version(1, "new", operation="create", at=9), id_="m2")
+        await bench.push_versions(CREATED, id_="m3")
+        await bench.push_versions(CREATED, version(2, "a", operation="delete"), version(3, "again", at=9), id_="m4")
+        (found,) = await bench.history.states_before(["m1", "m2", "m3", "m4"], at(5))
+        assert (found.id, found.version, found.content_hash, found.extra) == (
+            "m1", 2, version(2, "b").content_hash, version(2, "b").properties.extra,
+        )  # fmt: skip
+        assert await bench.history.states_before([], at(5)) == []
+
     async def test_a_state_is_told_beside_the_one_meant(self, bench: Bench) -> None:
         """Version, hash and death of both, and what the rules are about of the one meant."""
         await bench.push_versions(CREATED, version(2, "b", operation="delete"))
