@@ -49,7 +49,8 @@ class MemoryHistory:
             ]
             before = [version for version in versions if _time(version.changed_at) < moment]
             if before and before[0] is not versions[0] and before[0].operation != "delete":
-                found.append(RemoteMemory(memory_id, *_key(before[0])[:2], None, *before[0].properties))
+                number, content_hash = _key(before[0])[:2]
+                found.append(RemoteMemory(memory_id, number, content_hash, None, *before[0].properties))
         return found
 
     async def deleted_before(self, moment: datetime, stores: Sequence[str]) -> int:
