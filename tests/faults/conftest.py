@@ -86,8 +86,8 @@ async def field(stores: Stores, oracle: Oracle) -> Field:
 def edits_are_no_incident(monkeypatch: pytest.MonkeyPatch) -> None:
     """For programs in the test's own process: however many memories are given another content at once.
 
-    A scenario about something else writes a few memories and revises them all within a minute, which is an incident, and
-    a recovery would rightly bring back what they were before.
+    A scenario about something else writes a few memories and revises them all within a minute, which is an incident,
+    and a recovery would rightly bring back what they were before.
     """
     monkeypatch.setenv("DIONYSUS_INCIDENT_UPDATES", "1000")
 
