@@ -111,6 +111,7 @@ async def test_31_writes_while_nothing_is_captured(
         for number in range(1, ROWS + 1):
             await oracle.insert(uid(number), f"row {number}")
         await drained(stores.database_url, SOON)
+        await until(placed(stores.neo4j_uri), what="the remote store knows where this store is", seconds=SOON)
         uncaptured = await write_in_the_gap(client, oracle, gap)
         begun = time.monotonic()
         await until(noticed(program), what="the gap is noticed", seconds=GUARD_SECONDS + SLACK_SECONDS)
@@ -129,6 +130,15 @@ async def test_31_writes_while_nothing_is_captured(
         compared, _ = await oracle.until_whole()
         assert (await program.verify("deep")).result == "clean"
     scenario.note(engaged=uncaptured, compared=compared, seconds=seconds)
+
+
+def placed(uri: str) -> Callable[[], Awaitable[bool]]:
+    """Whether the store would be known again without its identity, by its place: a moment after its first push."""
+
+    async def ask() -> bool:
+        return await graph(uri, "MATCH (s:Store) RETURN s.place IS NOT NULL") == [True]
+
+    return ask
 
 
 def arrived(uri: str) -> Callable[[], Awaitable[bool]]:
