@@ -333,6 +333,7 @@ async def test_a_slow_statement_does_not_cost_the_connections_that_are_answered(
 @pytest.mark.promise("P9")
 async def test_a_connection_is_made_in_few_round_trips(database: Database, postgres_proxy: Proxy) -> None:
     """At 300 ms each way there is time for eight of them until the server counts as away."""
+    assert (await database.health(SOON)).up  # which looks at what the role may do, too
     await postgres_proxy.slow(Slowness(latency=0.001))
     assert (await database.health(SOON)).up
     looked = postgres_proxy.engaged["slow"]

@@ -45,6 +45,9 @@ LONG_PATIENCE = 60.0
 RELEASE_SECONDS = 3.0
 # Shorter than any patience: a row that somebody holds is no reason to give up a connection.
 LOCK_SECONDS = 4
+# Between two looks at what the role may do, and the share of a look's time after which the line counts as slow.
+RIGHTS_SECONDS = 10.0
+SLOW_SHARE = 0.25
 TRANSACTION_TIMEOUT_SINCE = 17
 APPLICATION_NAME = "dionysus-sync-mcp"
 WATCHING_ONLY = (
@@ -200,6 +203,8 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = anyio.Lock()
         self._left_behind: set[int] = set()
+        self._degraded: tuple[str, ...] = ()
+        self._look_again_at = 0.0
         self._pulse = Pulse()
         self._charset: str | None = None
 
@@ -291,15 +296,29 @@ class Database:
 
     async def _version(self, timeout: float) -> tuple[str, tuple[str, ...]]:
         """The server's version, and what works less well than it could."""
+        started = time.monotonic()
         url = await self._address()
         with _readable():
             connection = await asyncpg.connect(url, timeout=timeout, server_settings=self._settings())
         try:
-            return await self._greeted(connection), await self._degraded(connection)
+            version = await self._greeted(connection)
+            await self._look_at_rights(connection, time.monotonic() - started, timeout)
         finally:
             connection.terminate()
+        return version, self._degraded
 
-    async def _degraded(self, connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[str, ...]:
+    async def _look_at_rights(
+        self, connection: "asyncpg.Connection[asyncpg.Record]", took: float, timeout: float
+    ) -> None:
+        """Now and then, and not over a slow line: whether the server is there must not be found out too late for it."""
+        now = time.monotonic()
+        if now < self._look_again_at or took > timeout * SLOW_SHARE:
+            return
+        with anyio.move_on_after((timeout - took) / 2):
+            self._degraded = await self._shortcomings(connection)
+            self._look_again_at = now + RIGHTS_SECONDS
+
+    async def _shortcomings(self, connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[str, ...]:
         if not await connection.fetchval(self.sql["has_migrations"]):
             return ()
         watch = await connection.fetchrow(self.sql["event_triggers"], self.ddl_functions())
