@@ -603,6 +603,7 @@ async def test_a_role_that_is_no_superuser_goes_without_event_triggers(database_
         await installer.install()
         assert await installer.capture_installed()
         assert await installer.install() == ([], True)
+        own._look_again_at = 0.0
         assert (await own.health(15)).degraded == (WATCHING_ONLY,)
         assert not (await seeing.sight(0)).event_triggers
         await fill(client, 3)
@@ -680,6 +681,7 @@ async def test_a_capture_with_more_rights_than_the_owner_of_the_table_is_told(
         )
         await client.execute(f"ALTER TABLE memories OWNER TO {role}")
         capture = await client.fetchval("SELECT current_user::text")
+        database._look_again_at = 0.0
         assert (await database.health(15)).degraded == (CAPTURE_ABOVE_OWNER.format(owner=role, capture=capture),)
 
 
