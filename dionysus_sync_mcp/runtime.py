@@ -91,6 +91,7 @@ DISTRIBUTION = "dionysus-sync-mcp"
 EMBEDDED_RETRY_SECONDS = 30.0
 FIND_SECONDS = 0.7  # well under the 2 s in which a tool answers
 CLOSE_SECONDS = 2.0
+RECORD_SECONDS = 3.0
 
 
 def utc_now() -> datetime:
@@ -376,7 +377,16 @@ class Runtime:
     ) -> SyncReport:
         """Push and embed all that waits, and what else is asked for; see `engine.sync`."""
         wanted = Wanted(embed=embed, retry_parked=retry_parked, rebuild=rebuild, verify=verify)
-        return await self._syncer.sync(wanted, timeout=timeout, on_progress=on_progress)
+        report = await self._syncer.sync(wanted, timeout=timeout, on_progress=on_progress)
+        if not self._working:
+            await self._leave_on_record()
+        return report
+
+    async def _leave_on_record(self) -> None:
+        """Where this store is, and its incidents, in the remote store; where background loops run, they do that."""
+        with anyio.move_on_after(RECORD_SECONDS), suppress(DionysusError):
+            await self.guard.look()
+            await self.detector.publish_once()
 
     async def verify(
         self,

@@ -101,7 +101,9 @@ class AlertWatch:
         state = await self._local.state()
         if state.initialised:
             await self._alerter.raise_alerts(decide_alerts(state, None))
-            await self._alerter.raise_alerts(decide_alerts(state, await self._standing()))
+            standing = await self._standing()
+            # As it is after that was judged: the database may go back between the looks, and one event has one key.
+            await self._alerter.raise_alerts(decide_alerts(await self._local.state(), standing))
         return WATCH_SECONDS
 
 

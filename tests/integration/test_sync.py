@@ -71,6 +71,16 @@ async def test_the_remote_is_made_anew_from_the_local_store(program: Runtime, cl
     assert (again.result, again.rebuilt, again.outcomes) == ("success", 3, {"unchanged": 3})
 
 
+@pytest.mark.promise("P7")
+async def test_a_sync_without_a_worker_leaves_on_record_where_the_store_is(
+    program: Runtime, client: Client, empty_neo4j: str
+) -> None:
+    """So that the store that is made in its place later is told what was there."""
+    await client.execute(INSERT, uid(1), "text")
+    assert (await program.sync(embed=False)).result == "success"
+    assert await graph(empty_neo4j, "MATCH (s:Store) RETURN s.place IS NOT NULL") == [True]
+
+
 async def test_a_difference_is_found_where_it_is_asked_for(program: Runtime, client: Client, empty_neo4j: str) -> None:
     """A memory that was changed in the remote store: no plain sync sees it, a comparison does and changes nothing."""
     await client.execute(INSERT, uid(1), "text")
