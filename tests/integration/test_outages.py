@@ -14,7 +14,7 @@ from tests.services.local_store import running
 from tests.services.waiting import until
 
 # On a busy machine; the waits that must not be waited out are longer.
-SOON = 30.0
+SOON = 60.0
 END_ALL = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
     " WHERE application_name LIKE 'dionysus-sync-mcp %' AND datname = current_database()"

@@ -13,7 +13,7 @@ from tests.integration.stores import INSERT, Client, graph, node, uid
 from tests.services.local_store import running
 from tests.services.waiting import until
 
-SOON = 20.0
+SOON = 60.0
 
 
 @pytest.fixture
