@@ -177,6 +177,14 @@ async def users_path(connection: "Connection", sql: Mapping[str, str]) -> AsyncI
     await connection.execute(sql["own_path"])
 
 
+class _Mortal(asyncpg.Connection):
+    """A connection that can be closed when it is dead already: the pool does that in a task that nobody looks after."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        with suppress(OSError):
+            await super().close(timeout=timeout)
+
+
 class Database:
     """A lazily opened pool of the local store.
 
@@ -291,6 +299,7 @@ class Database:
                     server_settings=self._settings(),
                     init=self._greet,
                     reset=self._reset,
+                    connection_class=_Mortal,
                 )
             return self._pool
 
