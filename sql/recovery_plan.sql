@@ -31,3 +31,13 @@ FROM (
     ORDER BY dionysus_row.id
     LIMIT $6
 ) AS page
+
+-- rows_as_captured --
+-- $1 ids, $2 hashes of states, $3 their further columns as JSON text: ids of rows that hold all of their states. Each is looked
+-- up by its key.
+SELECT state.id::text AS id
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS state (id, content_hash, extra) CROSS JOIN LATERAL (
+    SELECT to_jsonb(dionysus_row.*) - dionysus_sync.sync_columns() AS image
+    FROM :memories AS dionysus_row WHERE dionysus_row.id = state.id LIMIT 1
+) AS here
+WHERE dionysus_sync.captured_hash(here.image, state.extra) = state.content_hash

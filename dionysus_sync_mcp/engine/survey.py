@@ -164,9 +164,22 @@ class Surveyor:
                 behind: _Window[Here] | _Window[State] = here if here.last <= there.last else there
                 await behind.advance()
                 bound = min(here.last, there.last)
-                memories = there.until(bound)
-                found.note(here.until(bound), memories, await self._lost(memories, found.question))
-                await progress.add(len(memories))
+                pair = here.until(bound), there.until(bound)
+                lost = await self._lost(pair[1], found.question)
+                found.note(*pair, lost, await self._undamaged(*pair, found.question))
+                await progress.add(len(pair[1]))
+
+    async def _undamaged(
+        self, rows: Mapping[str, Here], memories: Mapping[str, State], question: Question
+    ) -> frozenset[str]:
+        """Rows that differ from their states only by what was not captured, such as a column that was made again."""
+        doubted = [
+            StateOf(memory_id, there.target_version or 0, there.target_hash)
+            for memory_id, there in memories.items()
+            if (here := rows.get(memory_id)) and here.content_hash != there.content_hash
+            if class_of(here, there, question.wishes) == "overwritten_by_incident"
+        ]
+        return await self._rows.as_captured(await self._remote.whole_states(doubted)) if doubted else frozenset()
 
     async def _lost(self, memories: Mapping[str, State], question: Question) -> dict[str, Mapping[str, str]]:
         """What the states in question say nothing of, by memory."""
@@ -195,16 +208,26 @@ class _Findings:
         self.survey = Survey()
 
     def note(
-        self, rows: Mapping[str, Here], memories: Mapping[str, State], lost: Mapping[str, Mapping[str, str]]
+        self,
+        rows: Mapping[str, Here],
+        memories: Mapping[str, State],
+        lost: Mapping[str, Mapping[str, str]],
+        undamaged: frozenset[str],
     ) -> None:
-        """Some ids, all that either side has of them, and what their states say nothing of."""
+        """Some ids, and all that either side has of them.
+
+        Args:
+            lost: What their states say nothing of.
+            undamaged: Those whose rows hold all of their states.
+        """
         survey = self.survey
         survey.counts["only_here"] += len(rows.keys() - memories.keys())
         survey.unreadable += [memory_id for memory_id, here in rows.items() if not here.content_hash]
         for memory_id, there in memories.items():
             survey.then += there.target_version is not None
             here = rows.get(memory_id)
-            if plan_class := class_of(here, there, self.question.wishes):
+            plan_class = "identical" if memory_id in undamaged else class_of(here, there, self.question.wishes)
+            if plan_class:
                 self._note(plan_class, here, there, lost.get(memory_id, NOTHING_LOST))
 
     def _note(self, plan_class: PlanClass, here: Here | None, there: State, lost: Mapping[str, str]) -> None:

@@ -147,6 +147,11 @@ class MemoryRows:
 
     local: MemoryLocal
 
+    async def as_captured(self, memories: Sequence[RemoteMemory]) -> frozenset[str]:
+        """Rows have no columns here but those that were captured."""
+        rows = self.local.rows or {}
+        return frozenset(m.id for m in memories if m.id in rows and rows[m.id].content_hash == m.content_hash)
+
     async def rows(self, scope: Scope, span: Span) -> AsyncGenerator[Sequence[tuple[str, Here]], None]:
         """In pages of a few."""
         found = [

@@ -102,7 +102,7 @@ LIVE = "MATCH (m:Memory) WHERE m.deleted_at IS NULL RETURN count(m)"
 VERSIONS = "MATCH (v:MemoryVersion) RETURN count(v)"
 LINKS = "MATCH ()-[r:REFERENCES]->() WHERE NOT coalesce(r.deleted, false) RETURN count(r)"
 WATCHED = (
-    "SELECT EXISTS (SELECT FROM dionysus_sync.watched)"
+    "SELECT EXISTS (SELECT FROM dionysus_sync.watched WHERE seen_at > $1)"
     " AND NOT EXISTS (SELECT FROM dionysus_sync.observations WHERE judged_at IS NULL)"
 )
 INCIDENTS = (
@@ -394,8 +394,9 @@ def blows(number: int, named: dict[str, Blow], fast: Sequence[str]) -> list[Para
 @asynccontextmanager
 async def watching(stores: Stores, **settings: str) -> AsyncIterator[Program]:
     """A worker that has seen the store as it is, and has judged all that was done so far."""
+    begun = await now_there(stores.database_url)
     async with worker(stores.with_settings(**settings)) as program:
-        await until(lambda: _is_watched(stores.database_url), what="the worker watches", seconds=SOON)
+        await until_watched(stores.database_url, begun)
         yield program
 
 
@@ -403,9 +404,21 @@ async def _synced(program: Runtime) -> bool:
     return (await program.sync(timeout=LONG, embed=False)).result == "success"
 
 
-async def _is_watched(url: str) -> bool:
+async def now_there(url: str) -> datetime:
+    """The time by the database's clock."""
     async with plain_client(url) as client:
-        return bool(await client.fetchval(WATCHED))
+        now: datetime = await client.fetchval(NOW)
+        return now
+
+
+async def until_watched(url: str, begun: datetime) -> None:
+    """Wait until somebody has looked at the store since then, and has judged all that was seen."""
+    async with plain_client(url) as client:
+
+        async def is_watched() -> bool:
+            return bool(await client.fetchval(WATCHED, begun))
+
+        await until(is_watched, what="a look at the store", seconds=SOON)
 
 
 async def until_drained(url: str) -> None:

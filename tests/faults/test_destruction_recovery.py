@@ -65,7 +65,6 @@ async def writers(field: Field) -> AsyncIterator[None]:
 
 @pytest.mark.scenario(34, "TRUNCATE, recovered project by project and memory by memory while users write")
 @pytest.mark.promise("P6")
-@pytest.mark.xfail(strict=False, reason="open: fails since the last mends of recovery, not looked into")
 async def test_34_parts_are_recovered_beside_writers(field: Field, scenario: Scenario) -> None:
     """Only what was asked for comes back, at each step; what users write meanwhile stays as they wrote it."""
     shop, blog = of_project(field, "shop"), of_project(field, "blog")
@@ -139,7 +138,6 @@ async def test_34_what_users_mended_is_not_overwritten(field: Field, scenario: S
         ),
     ],
 )
-@pytest.mark.xfail(strict=False, reason="open: a second plan still finds something to make of the table")
 async def test_35_a_second_recovery_changes_nothing(field: Field, scenario: Scenario, blow: Blow) -> None:
     """Neither here nor there: what was restored is not sent back as if it were new."""
     async with watching(field.stores):

@@ -11,7 +11,6 @@ import pytest
 from tests.faults.destruction import (
     AGENT,
     INCIDENTS,
-    WATCHED,
     Blow,
     Field,
     Recorded,
@@ -19,8 +18,10 @@ from tests.faults.destruction import (
     command,
     held,
     images_here,
+    now_there,
     recover,
     until_drained,
+    until_watched,
     watching,
 )
 from tests.faults.plugin import Scenario
@@ -61,12 +62,9 @@ async def agent_does(field: Field, sql: str, ids: Sequence[UUID], *, at_once: bo
 
 async def judged(field: Field) -> list[Recorded]:
     """The incidents on record when everything that was seen has been judged."""
-    async with plain_client(field.stores.database_url) as client:
-
-        async def all_judged() -> bool:
-            return bool(await client.fetchval(WATCHED))
-
-        await until(all_judged, what="everything is judged", seconds=SOON)
+    url = field.stores.database_url
+    await until_watched(url, await now_there(url))
+    async with plain_client(url) as client:
         return [Recorded(*row) for row in await client.fetch(INCIDENTS)]
 
 

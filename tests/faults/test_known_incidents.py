@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 
 from tests.faults.agent import Agent
-from tests.faults.destruction import AGENT, WATCHED, Field, held, rows_of_a_field
+from tests.faults.destruction import AGENT, Field, held, now_there, rows_of_a_field, until_watched
 from tests.faults.oracle import Comparison, Oracle
 from tests.faults.plugin import Scenario
 from tests.faults.program import SOON, Stores, drained, started
@@ -42,15 +42,11 @@ FROM generate_series(1, $1::integer) AS i
 @asynccontextmanager
 async def agents_server(stores: Stores) -> AsyncIterator[Agent]:
     """The MCP server of an agent, which has seen the store as it is."""
+    begun = await now_there(stores.database_url)
     async with started(stores) as program:
         agent = Agent(program.wire)
         await agent.greet()
-
-        async def watched() -> bool:
-            async with plain_client(stores.database_url) as client:
-                return bool(await client.fetchval(WATCHED))
-
-        await until(watched, what="the server watches", seconds=SOON)
+        await until_watched(stores.database_url, begun)
         yield agent
 
 

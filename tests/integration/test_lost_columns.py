@@ -13,7 +13,6 @@ SHAPES = ("note text", "note text NOT NULL DEFAULT 'none'", "note numeric")
 
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("column", SHAPES)
-@pytest.mark.xfail(strict=False, reason="open: a second plan still finds something to make of the table")
 async def test_values_of_a_dropped_column_come_back_beside_what_was_changed_since(
     program: Runtime, client: Client, column: str
 ) -> None:

@@ -51,7 +51,6 @@ async def standing(uri: str) -> dict[str, str]:
         "ALTER COLUMN old DROP DEFAULT, ALTER COLUMN old TYPE text[] USING ARRAY[old]",
     ],
 )
-@pytest.mark.xfail(strict=False, reason="open: an incident of the change holds these rows back now")
 async def test_rows_that_nobody_has_written_since_are_sent_as_they_are_now(
     program: Runtime, client: Client, statement: str
 ) -> None:

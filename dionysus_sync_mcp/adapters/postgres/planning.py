@@ -7,6 +7,7 @@ from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.errors import Refused
+from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports.history import Span
 from dionysus_sync_mcp.engine.ports.shared import Scope
 
@@ -29,6 +30,13 @@ class PostgresRows:
         while first <= last and (page := await self._page(scope, first, last)):
             yield page
             first = UUID(page[-1][0]).int + 1
+
+    async def as_captured(self, memories: Sequence[RemoteMemory]) -> frozenset[str]:
+        """See `LocalRows.as_captured`."""
+        states = zip(*((m.id, m.content_hash, m.extra) for m in memories), strict=True)
+        async with self._database.connection(patience=LONG_PATIENCE) as connection:
+            records = await connection.fetch(self._database.sql["rows_as_captured"], *map(list, states))
+        return frozenset(r["id"] for r in records)
 
     async def _page(self, scope: Scope, first: int, last: int) -> list[tuple[str, Here]]:
         try:

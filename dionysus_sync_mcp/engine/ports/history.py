@@ -84,6 +84,10 @@ class LocalRows(Protocol):
         """In pages, ordered by id; an absent table has none. A row that PostgreSQL cannot make JSON of has no hash."""
         ...
 
+    async def as_captured(self, memories: Sequence[RemoteMemory]) -> frozenset[str]:
+        """Ids of those whose row holds all that was captured of them, whatever columns it has besides."""
+        ...
+
 
 class KnownIncidents(Protocol):
     """What is on record of destruction."""
