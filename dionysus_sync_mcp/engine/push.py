@@ -48,6 +48,8 @@ _ROLLED_BACK = (
     "--prefer local to let this database count; both show a plan first."
 )
 RETRY_SECONDS = 10.0
+# A batch that is too slow shrinks; only one that does not get through all the same is an outage.
+SHRINKING_TRIES = 3
 _RETRIED_AT_ONCE = 10_000
 _RETRIED_BY_ITSELF = 100
 _PARTS = ("changes", "sessions", "projects", "references")

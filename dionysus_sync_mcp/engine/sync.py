@@ -5,6 +5,7 @@ If it is asked for: send every memory again, try parked entries again, compare b
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,13 +17,14 @@ from dionysus_sync_mcp.domain.errors import (
     DionysusError,
     RemoteDamaged,
     StoreRolledBack,
+    TimedOut,
     Unavailable,
 )
 from dionysus_sync_mcp.engine.embed import embed_once
 from dionysus_sync_mcp.engine.ports.embed import Embedder, VectorStore
 from dionysus_sync_mcp.engine.ports.push import Outbox
 from dionysus_sync_mcp.engine.ports.shared import OnProgress, Service
-from dionysus_sync_mcp.engine.push import Pusher, PushResult
+from dionysus_sync_mcp.engine.push import SHRINKING_TRIES, Pusher, PushResult
 from dionysus_sync_mcp.engine.reports import CheckReport, SyncReport, VerifyReport
 from dionysus_sync_mcp.engine.status import REPAIR, Shortcomings
 from dionysus_sync_mcp.engine.tasks import first_error
@@ -170,7 +172,7 @@ class Syncer:
     async def _push(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         await self._refill()
         while True:
-            step = await self._pusher.push_once()
+            step = await self._push_patiently()
             tally.pushed = tally.pushed.plus(step)
             if step.busy:
                 if not await self._outbox.anything_queued():
@@ -180,6 +182,13 @@ class Syncer:
                 return
             if on_progress:
                 await on_progress(tally.pushed.pushed, None, f"{tally.pushed.pushed} changes pushed")
+
+    async def _push_patiently(self) -> PushResult:
+        """A step; a server that has just started plans the first batch for longer than a batch may take."""
+        for _ in range(1, SHRINKING_TRIES):
+            with suppress(TimedOut):
+                return await self._pusher.push_once()
+        return await self._pusher.push_once()
 
     async def _compare(self, tally: _Tally, on_progress: OnProgress | None) -> None:
         if on_progress:

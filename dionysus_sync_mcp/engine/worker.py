@@ -27,7 +27,7 @@ from dionysus_sync_mcp.engine.outages import Outages
 from dionysus_sync_mcp.engine.ports.embed import Embedder, VectorStore
 from dionysus_sync_mcp.engine.ports.push import Outbox
 from dionysus_sync_mcp.engine.ports.shared import Service
-from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.push import SHRINKING_TRIES, Pusher
 from dionysus_sync_mcp.engine.reports import WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ SESSION_SECONDS = 60.0
 PREPARING_SECONDS = 0.5
 # A person has to act on a refused access: the first wait is as long as after this many failures.
 SLOW_START = 5
-# A batch that is too slow shrinks; only one that does not get through all the same is an outage.
-SHRINKING_TRIES = 3
 A_PERSON_ACTS = (AccessRefused, StoreRolledBack, RemoteDamaged)
 
 Step = Callable[[], Awaitable[float]]

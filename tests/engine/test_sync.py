@@ -11,12 +11,13 @@ from dionysus_sync_mcp.domain.errors import (
     Refused,
     RemoteDamaged,
     StoreRolledBack,
+    TimedOut,
     Unavailable,
 )
 from dionysus_sync_mcp.engine.guard import Guard
 from dionysus_sync_mcp.engine.ports.push import RemoteBatch, RowOutcome
 from dionysus_sync_mcp.engine.ports.shared import Health
-from dionysus_sync_mcp.engine.push import Pusher
+from dionysus_sync_mcp.engine.push import SHRINKING_TRIES, Pusher
 from dionysus_sync_mcp.engine.refill import Refiller
 from dionysus_sync_mcp.engine.reports import VerifyReport
 from dionysus_sync_mcp.engine.status import RECOVER, REPAIR, StatusReader
@@ -144,6 +145,25 @@ async def test_a_store_that_goes_away_meanwhile_is_said_too() -> None:
         local.write(str(number), "c")
     report = await syncer(local, remote).sync()
     assert (report.result, report.pushed, report.remaining, report.embedded) == ("queued", 2, 3, 0)
+
+
+@pytest.mark.parametrize(("slow", "result"), [(SHRINKING_TRIES - 1, "success"), (SHRINKING_TRIES, "queued")])
+async def test_a_store_that_is_slow_at_first_is_asked_again(slow: int, result: str) -> None:
+    """A server that has just started has to plan a batch; it is not away for that."""
+
+    class Cold(MemoryRemote):
+        times_out = slow
+
+        async def write(self, batch: RemoteBatch) -> list[RowOutcome]:
+            if self.times_out:
+                self.times_out -= 1
+                raise TimedOut("not done in time")
+            return await super().write(batch)
+
+    local = MemoryLocal()
+    local.write("a", "1")
+    report = await syncer(local, Cold()).sync()
+    assert (report.result, report.pushed) == (result, int(result == "success"))
 
 
 async def test_without_an_embedder_memories_are_safe() -> None:
