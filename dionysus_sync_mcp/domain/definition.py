@@ -7,7 +7,7 @@ no definition, there are no columns.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -71,15 +71,22 @@ def _is_column(column: object) -> bool:
 
 
 def lacks(current: str, noted: str) -> list[str]:
-    """What a table lacks of a noted definition, in words; nothing of what was gone then already."""
+    """What a table lacks of a noted definition, in words; nothing of what was gone then already.
+
+    A constraint or an index is there by its name, or by what it says: PostgreSQL writes a condition that it has read in
+    other words than those it was made with.
+    """
     here = {str(column.get("name")) for column in _columns(current)} | set(SYNC_COLUMNS)
     columns = [f"column {name}" for name in user_columns(noted, computed=True) if name not in here]
     types = [f"the type of column {name}" for name in retyped(current, noted)]
-    constraints = [
-        f"constraint {name}" for words, name in _constraints(noted).items() if words not in _constraints(current)
-    ]
-    indexes = [f"index {name}" for words, name in _indexes(noted).items() if words not in _indexes(current)]
+    constraints = [f"constraint {name}" for name in _missing(_constraints(current), _constraints(noted))]
+    indexes = [f"index {name}" for name in _missing(_indexes(current), _indexes(noted))]
     return [*columns, *types, *constraints, *indexes]
+
+
+def _missing(here: Mapping[str, str], noted: Mapping[str, str]) -> list[str]:
+    names = set(here.values())
+    return [name for words, name in noted.items() if words not in here and name not in names]
 
 
 def user_columns(definition: str, *, computed: bool = False) -> dict[str, bool]:

@@ -306,6 +306,7 @@ AS $$
 DECLARE
     target text := format('%I.%I', target_schema, target_name);
     made boolean := to_regclass(target) IS NULL;
+    bearing CONSTANT text := '^CREATE (?:UNIQUE )?INDEX ("(?:[^"]|"")+"|[^\s"]+) ON';
     named CONSTANT text := '^(CREATE (?:UNIQUE )?INDEX) (?:"(?:[^"]|"")+"|[^\s"]+) ON';
     part jsonb;
     faults text[] := '{}';
@@ -335,8 +336,10 @@ BEGIN
         -- Those that the installation makes, unless a table that was renamed has their names.
         CONTINUE WHEN part #>> '{}' ~ '^CREATE INDEX idx_memories_sync_(status|version) ON '
                 AND NOT dionysus_sync.name_taken(target, substring(part #>> '{}' from 'idx_memories_sync_[a-z]+'))
-            OR EXISTS (SELECT FROM pg_index WHERE indrelid = target::regclass
-                       AND regexp_replace(pg_get_indexdef(indexrelid), named, '\1 ON') = regexp_replace(part #>> '{}', named, '\1 ON'));
+            -- By its name, too: PostgreSQL writes a condition that it has read in other words than those it was made with.
+            OR EXISTS (SELECT FROM pg_index WHERE indrelid = target::regclass AND (
+                substring(pg_get_indexdef(indexrelid) from bearing) = substring(part #>> '{}' from bearing)
+                OR regexp_replace(pg_get_indexdef(indexrelid), named, '\1 ON') = regexp_replace(part #>> '{}', named, '\1 ON')));
         faults := faults || dionysus_sync.make_index(target, part #>> '{}');
     END LOOP;
     faults := faults || dionysus_sync.give_again('TABLE', target, definition);

@@ -163,7 +163,7 @@ def test_what_no_table_can_be_made_by_is_no_definition(text: str) -> None:
 
 
 def test_what_a_table_lacks_is_named() -> None:
-    """Columns, types, constraints and indexes; an index or a constraint under another name is there."""
+    """Columns, types, constraints and indexes; one under another name, or in other words, is there."""
     column = {"name": "note", "type": "text"}
     index, unique = (
         "CREATE INDEX ni ON public.memories USING btree (note)",
@@ -177,3 +177,9 @@ def test_what_a_table_lacks_is_named() -> None:
     assert lacks(short, noted)[0] == "the type of column note"
     there = {"columns": [column], "constraints": [unique | {"name": "v"}], "indexes": [index.replace("ni", "nj")]}
     assert lacks(json.dumps(there), noted) == []
+    said_otherwise = {
+        "columns": [column],
+        "constraints": [unique | {"definition": "UNIQUE (note, id)"}],
+        "indexes": [f"{index} WHERE true"],
+    }
+    assert lacks(json.dumps(said_otherwise), noted) == []

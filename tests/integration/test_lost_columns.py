@@ -47,3 +47,32 @@ async def test_values_of_a_dropped_column_come_back_beside_what_was_changed_sinc
     await pushed(program)
     again = await program.plan_recovery(Scope())
     assert (again.will_restore, again.table_lacks, again.is_work) == (0, [], False)
+
+
+@pytest.mark.promise("P6")
+async def test_conditions_that_are_written_otherwise_once_they_are_read_are_not_missed(
+    program: Runtime, client: Client
+) -> None:
+    """PostgreSQL moves casts about in what it has read; a table that was made again lacks nothing for that."""
+    condition = "memory_type IN ('episodic', 'semantic')"
+    await client.execute(f"ALTER TABLE memories ADD CONSTRAINT own_kinds CHECK ({condition})")
+    await client.execute(f"CREATE INDEX own_part ON memories (content) WHERE {condition}")
+    await client.execute("INSERT INTO memories (content, memory_type) SELECT 'c', 'episodic' FROM generate_series(1, 3)")
+    await pushed(program)
+    await program.guard.note_definition_once()
+    shape = (
+        "SELECT indexname AS name FROM pg_indexes WHERE tablename = 'memories'"
+        " UNION ALL SELECT conname FROM pg_constraint WHERE conrelid = 'memories'::regclass AND contype <> 'n' ORDER BY 1"
+    )
+    before = await client.fetch(shape)
+    await program.detector.watch_once()
+    await client.execute("DROP TABLE memories")
+    for _ in range(2):
+        await program.detector.judge_all()
+        plan = await program.plan_recovery(Scope())
+        if plan.is_work:
+            await program.run_recovery(plan.plan_id)
+            await pushed(program)
+            await program.guard.note_definition_once()
+        assert await client.fetch(shape) == before
+    assert (plan.table_lacks, plan.is_work) == ([], False)
