@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable
+from inspect import iscoroutinefunction
 
 import pytest
 from _pytest.capture import CaptureManager
@@ -11,7 +12,11 @@ from _pytest.terminal import TerminalReporter
 from dionysus_sync_mcp.settings import Neo4jVersion
 from tests.services import neo4j, postgres
 from tests.services.choice import ServerAbsentError, Service, on_absence, required_services
+from tests.services.limits import limited
 from tests.services.servers import NEO4J_VARIABLES, Servers, open_servers, planned_sources
+
+LIMIT_SECONDS = 600.0
+SLOW_LIMIT_SECONDS = 3600.0
 
 REQUIRED: pytest.StashKey[frozenset[Service]] = pytest.StashKey()
 SEED: pytest.StashKey[int] = pytest.StashKey()
@@ -33,6 +38,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say where the servers come from and how to repeat the run's random choices."""
     sources = ", ".join(f"{service} from {source}" for service, source in planned_sources(os.environ).items())
     return [f"servers: {sources}", f"seed: --hypothesis-seed={config.stash[SEED]}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test a limit: one that waits for ever says where, and lets the others run."""
+    for item in items:
+        if isinstance(item, pytest.Function) and iscoroutinefunction(item.obj):
+            seconds = SLOW_LIMIT_SECONDS if item.get_closest_marker("slow") else LIMIT_SECONDS
+            item.obj = limited(item.obj, seconds)
 
 
 @pytest.fixture(scope="session")

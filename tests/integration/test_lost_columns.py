@@ -57,12 +57,15 @@ async def test_conditions_that_are_written_otherwise_once_they_are_read_are_not_
     condition = "memory_type IN ('episodic', 'semantic')"
     await client.execute(f"ALTER TABLE memories ADD CONSTRAINT own_kinds CHECK ({condition})")
     await client.execute(f"CREATE INDEX own_part ON memories (content) WHERE {condition}")
-    await client.execute("INSERT INTO memories (content, memory_type) SELECT 'c', 'episodic' FROM generate_series(1, 3)")
+    await client.execute(
+        "INSERT INTO memories (content, memory_type) SELECT 'c', 'episodic' FROM generate_series(1, 3)"
+    )
     await pushed(program)
     await program.guard.note_definition_once()
     shape = (
         "SELECT indexname AS name FROM pg_indexes WHERE tablename = 'memories'"
-        " UNION ALL SELECT conname FROM pg_constraint WHERE conrelid = 'memories'::regclass AND contype <> 'n' ORDER BY 1"
+        " UNION ALL SELECT conname FROM pg_constraint WHERE conrelid = 'memories'::regclass AND contype <> 'n'"
+        " ORDER BY 1"
     )
     before = await client.fetch(shape)
     await program.detector.watch_once()
