@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import NamedTuple
 
 from dionysus_sync_mcp.domain.definition import reshaped, same, widened
@@ -48,9 +49,12 @@ class Guard:
         self._look_first = look_first
         self._looks_fail: str | None = None
         self._backfilled = False
+        self._gap: datetime | None = None
 
     async def guard_once(self) -> GuardResult:
         """Reinstall a capture that is gone, queue rows that were missed; a lost table is left for a recovery.
+
+        Rows were also missed where somebody else has put the capture back: a recovery, or another process.
 
         Raises:
             NotAdoptable: The table cannot be captured any more.
@@ -64,10 +68,13 @@ class Guard:
             return GuardResult(protected=False)
         installed = not await self._installation.capture_installed()
         if installed:
-            await self._installation.install()
             self._backfilled = False
-        backfilled = 0 if self._backfilled else await self.backfill()
-        self._backfilled = True
+            await self._installation.install()
+        gap = await self._installation.gap()
+        if self._backfilled and gap in (None, self._gap):
+            return GuardResult(protected=True)
+        backfilled = await self.backfill()
+        self._backfilled, self._gap = True, gap
         return GuardResult(protected=True, installed=installed, backfilled=backfilled)
 
     async def look(self) -> None:

@@ -321,6 +321,10 @@ class MemoryLocal:
             self.capture(memory_id, "create")
         return len(missed)
 
+    async def gap(self) -> datetime | None:
+        """The last one that was noted."""
+        return START + timedelta(seconds=self.gaps) if self.gaps else None
+
     async def note_gap(self) -> None:
         """Count it."""
         self._check()

@@ -6,6 +6,7 @@ import pytest
 
 from dionysus_sync_mcp.domain.errors import Unavailable
 from dionysus_sync_mcp.engine.guard import BACKFILL_PAGE, Guard, GuardResult
+from dionysus_sync_mcp.engine.ports.install import InstallStep
 from tests.engine.memory_local import MemoryLocal
 from tests.engine.memory_remote import MemoryRemote
 
@@ -57,6 +58,40 @@ async def test_rows_that_were_missed_are_queued_in_pages() -> None:
     local.captured = False
     local.write("missed", "c")
     assert (await keeper.guard_once()).backfilled == 1
+
+
+@pytest.mark.promise("P1")
+async def test_rows_that_were_missed_are_queued_whoever_put_the_capture_back() -> None:
+    """A recovery, or another process, which says that there was a gap; once for each."""
+    local = MemoryLocal()
+    keeper = guard(local)
+    assert await keeper.guard_once() == PROTECTED
+    for number in (1, 2):
+        local.captured = False
+        local.write(f"missed {number}", "c")
+        local.captured = True
+        await local.note_gap()
+        assert await keeper.guard_once() == GuardResult(protected=True, backfilled=1)
+        assert await keeper.guard_once() == PROTECTED
+
+
+@pytest.mark.promise("P1")
+async def test_rows_are_queued_after_an_installation_whose_answer_was_lost() -> None:
+    """It may have been carried out."""
+
+    class Lost(MemoryLocal):
+        async def install(self) -> tuple[list[InstallStep], bool]:
+            await super().install()
+            raise Unavailable("the connection was lost")
+
+    local = Lost()
+    keeper = guard(local)
+    assert await keeper.guard_once() == PROTECTED
+    local.captured = False
+    local.write("missed", "c")
+    with pytest.raises(Unavailable):
+        await keeper.guard_once()
+    assert await keeper.guard_once() == GuardResult(protected=True, backfilled=1)
 
 
 async def test_the_definition_is_noted_when_it_changes() -> None:

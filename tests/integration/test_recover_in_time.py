@@ -298,3 +298,24 @@ async def test_made_up_contents_under_the_ids_of_deleted_memories_are_brought_ba
     assert {row["id"]: row["content"] for row in await client.fetch("SELECT id, content FROM memories")} == before
     await pushed(program)
     assert (await node(empty_neo4j, uid(1)))["content"] == before[uid(1)]
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("finder", ["guard", "check"])
+async def test_rows_of_a_table_put_in_place_are_queued_after_a_recovery(
+    program: Runtime, client: Client, finder: str
+) -> None:
+    """Nobody had captured them, and it was the recovery that put the capture back; whoever looks finds them."""
+    await filled(client)
+    await pushed(program)
+    await program.guard.guard_once()
+    await program.guard.note_definition_once()
+    await program.detector.watch_once()
+    await client.execute("CREATE TABLE another (LIKE memories INCLUDING ALL); DROP TABLE memories")
+    await client.execute("ALTER TABLE another RENAME TO memories")
+    await client.execute("INSERT INTO memories (id, content) VALUES ($1, 'made up')", uid(500))
+    assert (await recovered(program)).restored == MANY
+    assert await queue(client) == []
+    await (program.guard.guard_once() if finder == "guard" else program.verifier.check_once())
+    await pushed(program)
+    assert (await program.verify()).result == "clean"

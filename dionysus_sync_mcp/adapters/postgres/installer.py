@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -80,16 +81,22 @@ class Installer:
         return steps, adopted
 
     async def rebuild(self, definition: str | None) -> list[str]:
-        """Create what is missing, and make `memories` what a noted definition says; what could not be, a line each."""
+        """Create what is missing, and make `memories` what a noted definition says; what could not be, a line each.
+
+        A table that stood there without the capture may hold rows that nobody has seen: a full comparison is then due.
+        """
         sql = self._database.sql
         async with self._database.transaction(patience=LONG_PATIENCE) as connection:
             await connection.execute(sql["mark_engine"])
             await connection.execute(sql["lock_migrations"])
             await self._carry_out(connection, await self._migration_steps(connection))
             await connection.execute(sql["short_lock_wait"])
+            before = await self._table(connection)
             faults = await self._rebuild_table(connection, definition)
             steps, _ = await self._missing(connection)
             await self._carry_out(connection, steps)
+            if before is not None and before.triggers < CAPTURE_TRIGGERS:
+                await connection.execute(sql["note_gap"])
         return [defused(fault) for fault in faults]
 
     async def _rebuild_table(self, connection: "Connection", definition: str | None) -> list[str]:
@@ -176,6 +183,12 @@ class Installer:
         async with self._database.connection() as connection:
             found: str | None = await connection.fetchval(self._database.sql["table_definition"])
             return found
+
+    async def gap(self) -> datetime | None:
+        """See `Installation.gap`."""
+        async with self._database.connection() as connection:
+            due = await connection.fetchrow(self._database.sql["comparison_due"])
+        return due["gap_since"] if due else None
 
     async def note_gap(self) -> None:
         """See `Installation.note_gap`."""

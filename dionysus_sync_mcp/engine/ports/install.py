@@ -1,5 +1,6 @@
 """What making a database a local store, and keeping it one, needs."""
 
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from dionysus_sync_mcp.engine.ports.shared import StoreIdentity
@@ -35,6 +36,10 @@ class Installation(Protocol):
 
     async def definition(self) -> str | None:
         """The table's own words for its shape, JSON text; `None` while there is no table."""
+        ...
+
+    async def gap(self) -> datetime | None:
+        """Since when there may be changes that were not captured and that no comparison has looked for; by its clock."""
         ...
 
     async def note_gap(self) -> None:
