@@ -39,7 +39,7 @@ class Installation(Protocol):
         ...
 
     async def gap(self) -> datetime | None:
-        """Since when there may be changes that were not captured and that no comparison has looked for; by its clock."""
+        """Since when there may be changes that nobody has captured, and for which no comparison has looked."""
         ...
 
     async def note_gap(self) -> None:
