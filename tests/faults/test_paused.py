@@ -23,6 +23,8 @@ IDLE = "pid FROM pg_stat_activity WHERE datname = current_database() AND state =
 # Until a push has 5 s, as it has on a link that is quick; its transaction may then be idle for 24 times as long.
 PUSHES = 4
 LONG = 600.0
+# Several pages of a comparison.
+ROWS = 3_000
 STEPS = ["after:write_store", "before:COMMIT(write_memories)", "before:acknowledge"]
 
 
@@ -127,3 +129,29 @@ async def test_15_the_lock_of_a_process_that_stands_still_is_free_in_the_end(
         await changed_nothing(before, stores, oracle, user, scenario, conflicts=0)
         paused.terminate()
         assert await paused.ended() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.scenario(15, "SIGSTOP in the middle of a comparison, while a user changes the table")
+@pytest.mark.promise("P5")
+async def test_15_a_comparison_that_stands_still_holds_up_nobody_for_ever(
+    stores: Stores, oracle: Oracle, user: Client, scenario: Scenario
+) -> None:
+    """It has read a whole page by then, so that it is its idle transaction that the server ends."""
+    rows = [(uid(number), f"content {number}") for number in range(1, ROWS + 1)]
+    await user.executemany("INSERT INTO memories (id, content) VALUES ($1, $2)", rows)
+    for row in rows:
+        oracle.expect(*row)
+    async with worker(stores):
+        await drained(stores.database_url)
+    async with started(stores, "verify", failpoint=Failpoint("before:local_digests#2", sends=signal.SIGSTOP)) as paused:
+        await stands_still(paused)
+        with anyio.fail_after(LONG):
+            begun = anyio.current_time()
+            await user.execute("ALTER TABLE memories ADD COLUMN mood text")
+            waited = anyio.current_time() - begun
+        assert await paused.stopped()
+        paused.resume()
+        await paused.ended(2 * SOON)
+    compared, seconds = await oracle.until_whole()
+    scenario.note(engaged=waited > 1, compared=compared, seconds=seconds)

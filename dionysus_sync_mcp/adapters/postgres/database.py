@@ -47,6 +47,9 @@ RELEASE_SECONDS = 3.0
 LOCK_SECONDS = 4
 # Between two looks at what the role may do, and the share of a look's time after which the line counts as slow.
 RIGHTS_SECONDS = 10.0
+# Of a process that was stopped in the middle of a transaction: no longer does it keep users from changing the table. A
+# push, which may wait longer for the remote store, says so itself.
+IDLE_SECONDS = 120
 SLOW_SHARE = 0.25
 TRANSACTION_TIMEOUT_SINCE = 17
 APPLICATION_NAME = "dionysus-sync-mcp"
@@ -424,7 +427,7 @@ class Database:
             "jit": "off",
             # Of ours, whatever the database or the role has been given.
             "statement_timeout": "0",
-            "idle_in_transaction_session_timeout": "0",
+            "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
             "idle_session_timeout": "0",
             "lock_timeout": f"{LOCK_SECONDS}s",
         }

@@ -11,7 +11,8 @@ from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports.history import Span
 from dionysus_sync_mcp.engine.ports.shared import Scope
 
-PAGE = 5000
+# See `restorer.DIGEST_PAGE`.
+PAGE = 1000
 DIGITS = 32
 
 

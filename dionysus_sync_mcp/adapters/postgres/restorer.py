@@ -33,7 +33,9 @@ NOT_AS_SEEN = {
 }
 MISMATCHED = "it would not become what it was: the table lacks a column, or one of its triggers changes it"
 NOTHING = PageResult(0, 0, 0, [], [])
-DIGEST_PAGE = 5000
+# So few that the server can hand over a page whole: were the process stopped, the server would wait in the middle of
+# one, with the table locked against changes, and has no time-out for that.
+DIGEST_PAGE = 1000
 LAST_ID = 2**128 - 1
 # That a page waits for whoever holds rows of it; long enough to find out which of its rows those are.
 HELD_SECONDS = 60.0
