@@ -517,12 +517,19 @@ def _spans(burst: _Burst, seen: Evidence, known: Incident | None) -> tuple[Inter
 
 
 def _rows(burst: _Burst, seen: Evidence, known: Incident | None) -> int:
-    """Memories that it hit. What an incident on record counts already is known for the last span only."""
+    """Memories that it hit. What an incident on record counts already is known for the last span only.
+
+    A client's first hits were none of it while there were few; they count once there are enough.
+    """
     if known is None:
         return len(_ids(burst.hits))
-    new = {o.seq for o in seen.new}
-    counted = _ids(h for h in burst.hits if h.seen.seq not in new and h.seen.at <= known.last_at)
-    return known.rows + len(_ids(h for h in burst.hits if h.seen.seq in new) - counted)
+    new, spans = {o.seq for o in seen.new}, known.spans or (Interval(known.restore_point, known.last_at),)
+    parts: tuple[list[_Hit], list[_Hit]] = [], []
+    for hit in burst.hits:
+        is_counted = hit.seen.seq not in new and any(span.first <= hit.seen.at <= span.last for span in spans)
+        parts[is_counted].append(hit)
+    added, counted = parts
+    return known.rows + len(_ids(added) - _ids(counted))
 
 
 def _ids(hits: Iterable[_Hit]) -> set[str]:

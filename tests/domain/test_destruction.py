@@ -210,6 +210,18 @@ def test_a_burst_that_goes_on_widens_its_incident() -> None:
     assert wider.summary == "14 memories were deleted within 60 s."
 
 
+def test_the_first_hits_of_a_client_count_once_it_has_enough() -> None:
+    """They had been judged before as none of the other client's burst."""
+    other = replace(AGENT, pid=4712)
+    before = [seen(1, "delete", 0, range(11))]
+    (first,) = judged(before)
+    lone = seen(2, "delete", 5, [20], who=other)
+    assert judged([*marked(before), lone], known=[first]) == []
+    later = [seen(3 + n, "delete", 6 + n / 10, [21 + n], who=other) for n in range(29)]
+    (wider,) = judged([*marked([*before, lone]), *later], known=[first])
+    assert (wider.id, wider.rows) == (first.id, 41)
+
+
 def test_a_single_delete_some_time_after_a_burst_is_none_of_it() -> None:
     """Otherwise whoever works on would make an incident longer and longer."""
     before = [seen(1, "delete", 0, range(11))]
