@@ -212,7 +212,7 @@ def test_a_burst_that_goes_on_widens_its_incident() -> None:
 
 def test_the_first_hits_of_a_client_count_once_it_has_enough() -> None:
     """They had been judged before as none of the other client's burst."""
-    other = replace(AGENT, pid=4712)
+    other = AGENT._replace(pid=4712)
     before = [seen(1, "delete", 0, range(11))]
     (first,) = judged(before)
     lone = seen(2, "delete", 5, [20], who=other)
