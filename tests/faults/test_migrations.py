@@ -69,7 +69,10 @@ async def shape(url: str) -> list[str]:
 async def install(url: str, migrations: int | None = None) -> None:
     """Make a database a local store, as a program does that has only the first of the migrations."""
     async with opened_by_older(url) if migrations else opened(url) as database:
-        await Installer(database, load_migrations()[:migrations]).install()
+        installer = Installer(database, load_migrations()[:migrations])
+        await installer.install()
+        if not migrations:
+            await installer.backfill_once(OLD_ROWS)
 
 
 @pytest.fixture
