@@ -585,7 +585,7 @@ WHERE here.image IS NULL
                              'created_at', 'updated_at'))) <> page.content_hash)
 
 -- local_digests --
--- $1 projects, $2 sessions, $3 ids (empty: all), $4 the first id of the page, $5 how many.
+-- $1 ids (empty: all), $2 the first id of the page, $3 how many.
 -- The version is read from the row's JSON, since a table that was made again meanwhile has no such column yet.
 SELECT image ->> 'id' AS id, coalesce((image ->> 'sync_version')::integer, 1) AS version,
        coalesce((image ->> 'synced_version')::integer, 0) AS base,
@@ -593,12 +593,9 @@ SELECT image ->> 'id' AS id, coalesce((image ->> 'sync_version')::integer, 1) AS
 FROM (
     SELECT to_jsonb(dionysus_row.*) AS image
     FROM :memories AS dionysus_row
-    WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
-      AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
-      AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
-      AND dionysus_row.id >= $4::uuid
+    WHERE (cardinality($1::uuid[]) = 0 OR dionysus_row.id = ANY ($1)) AND dionysus_row.id >= $2::uuid
     ORDER BY dionysus_row.id
-    LIMIT $5
+    LIMIT $3
 ) AS page
 
 -- local_digests_one_by_one --
@@ -609,12 +606,9 @@ SELECT id::text AS id, coalesce(((made).image ->> 'sync_version')::integer, 1) A
 FROM (
     SELECT dionysus_row.id, dionysus_sync.image_of(dionysus_row.*) AS made
     FROM :memories AS dionysus_row
-    WHERE (cardinality($1::text[]) = 0 OR dionysus_row.source_project = ANY ($1))
-      AND (cardinality($2::text[]) = 0 OR dionysus_row.session_id::text = ANY ($2))
-      AND (cardinality($3::uuid[]) = 0 OR dionysus_row.id = ANY ($3))
-      AND dionysus_row.id >= $4::uuid
+    WHERE (cardinality($1::uuid[]) = 0 OR dionysus_row.id = ANY ($1)) AND dionysus_row.id >= $2::uuid
     ORDER BY dionysus_row.id
-    LIMIT $5
+    LIMIT $3
 ) AS page
 
 -- mark_recovery --

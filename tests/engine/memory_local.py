@@ -9,11 +9,11 @@ from typing import Any
 
 from dionysus_sync_mcp.domain.backoff import MOST_REFUSALS
 from dionysus_sync_mcp.domain.errors import LineageMoved, Unavailable
-from dionysus_sync_mcp.domain.memory import Digest, Operation, Properties, Version
+from dionysus_sync_mcp.domain.memory import Operation, Properties, Version
 from dionysus_sync_mcp.engine.ports.install import InstallStep
 from dionysus_sync_mcp.engine.ports.push import Conflict, LiveVersion, QueueEntry, Settlement, Stamp
 from dionysus_sync_mcp.engine.ports.recover import ContextResult, PageResult, Restoration
-from dionysus_sync_mcp.engine.ports.shared import Scope, StoreIdentity, SyncEvent
+from dionysus_sync_mcp.engine.ports.shared import StoreIdentity, SyncEvent
 from dionysus_sync_mcp.engine.ports.status import Activity, LastCheck, LocalState
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -357,14 +357,6 @@ class MemoryLocal:
         self._check()
         self.completed.append(definition)
         return []
-
-    async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
-        """One page."""
-        yield [
-            Digest(i, row.version, row.content_hash, False)
-            for i, row in sorted((self.rows or {}).items())
-            if not scope.memory_ids or i in scope.memory_ids
-        ]
 
     async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
         """Insert what is not there, overwrite what is as it was seen; `refusing` are ids that the table refuses."""

@@ -5,14 +5,13 @@ from uuid import UUID
 
 from dionysus_sync_mcp.adapters.postgres.database import LONG_PATIENCE, Database
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
+from dionysus_sync_mcp.adapters.postgres.verifying import DIGEST_PAGE
 from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.errors import Refused
 from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.engine.ports.history import Span
 from dionysus_sync_mcp.engine.ports.shared import Scope
 
-# See `restorer.DIGEST_PAGE`.
-PAGE = 1000
 DIGITS = 32
 
 
@@ -48,7 +47,7 @@ class PostgresRows:
     async def _read(self, name: str, scope: Scope, first: int, last: int) -> list[tuple[str, Here]]:
         bounds = UUID(int=first), UUID(int=last)
         async with self._database.connection(patience=LONG_PATIENCE) as connection:
-            records = await connection.fetch(self._database.sql[name], *scope_of(scope), *bounds, PAGE)
+            records = await connection.fetch(self._database.sql[name], *scope_of(scope), *bounds, DIGEST_PAGE)
         return [(r["id"], Here(r["version"], r["content_hash"], r["base"])) for r in records]
 
 

@@ -6,17 +6,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from asyncpg import exceptions as pg
 
 from dionysus_sync_mcp.adapters.postgres.database import LOCK_SECONDS, LONG_PATIENCE, Database, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.domain.errors import Refused
-from dionysus_sync_mcp.domain.memory import Digest, RemoteMemory
+from dionysus_sync_mcp.domain.memory import RemoteMemory
 from dionysus_sync_mcp.domain.text import defused
 from dionysus_sync_mcp.engine.ports.recover import ContextResult, PageResult, Restoration, as_it_stands
-from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
+from dionysus_sync_mcp.engine.ports.shared import SyncEvent
 
 if TYPE_CHECKING:
     from dionysus_sync_mcp.adapters.postgres.database import Connection
@@ -33,10 +32,6 @@ NOT_AS_SEEN = {
 }
 MISMATCHED = "it would not become what it was: the table lacks a column, or one of its triggers changes it"
 NOTHING = PageResult(0, 0, 0, [], [])
-# So few that the server can hand over a page whole: were the process stopped, the server would wait in the middle of
-# one, with the table locked against changes, and has no time-out for that.
-DIGEST_PAGE = 1000
-LAST_ID = 2**128 - 1
 # That a page waits for whoever holds rows of it; long enough to find out which of its rows those are.
 HELD_SECONDS = 60.0
 
@@ -62,31 +57,6 @@ class PostgresRestorer:
     async def complete_schema(self, definition: str | None) -> list[str]:
         """See `Restorer.complete_schema`."""
         return await self._installer.complete(definition)
-
-    async def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
-        """See `Restorer.digests`. Keyset pages: no transaction stays open between them."""
-        first = 0
-        while page := await self._digest_page(scope, UUID(int=first)) if first <= LAST_ID else []:
-            yield page
-            first = UUID(page[-1].id).int + 1
-
-    async def _digest_page(self, scope: Scope, first: UUID) -> list[Digest]:
-        try:
-            return await self._digests(scope, first, "local_digests")
-        except Refused:
-            return await self._digests(scope, first, "local_digests_one_by_one")
-
-    async def _digests(self, scope: Scope, first: UUID, name: str) -> list[Digest]:
-        async with self._database.connection(patience=LONG_PATIENCE) as connection:
-            records = await connection.fetch(
-                self._database.sql[name],
-                scope.projects,
-                scope.sessions,
-                scope.memory_ids,
-                first,
-                DIGEST_PAGE,
-            )
-        return [Digest(r["id"], r["version"], r["content_hash"], deleted=False) for r in records]
 
     async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
         """See `Restorer.restore`. A page with a row that the table refuses is halved until that row stands alone."""

@@ -11,7 +11,7 @@ from asyncpg import exceptions as pg
 from dionysus_sync_mcp.adapters.postgres.database import Database, in_our_words, users_path
 from dionysus_sync_mcp.adapters.postgres.installer import Installer
 from dionysus_sync_mcp.adapters.postgres.outbox import version_of
-from dionysus_sync_mcp.adapters.postgres.restorer import DIGEST_PAGE, LAST_ID, fill_page, note_event, overwrite_rows
+from dionysus_sync_mcp.adapters.postgres.restorer import fill_page, note_event, overwrite_rows
 from dionysus_sync_mcp.domain.drift import Here
 from dionysus_sync_mcp.domain.errors import NotAdoptable, Refused
 from dionysus_sync_mcp.domain.folding import fold
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 KEPT_REPORTS = 1000
 OTHER_ROW = "The table lacks a column that it needs, or one of its own triggers changes it."
+
+# So few that the server can hand over a page whole: were the process stopped, the server would wait in the middle of
+# one, with the table locked against changes, and has no time-out for that.
+DIGEST_PAGE = 1000
+LAST_ID = 2**128 - 1
 
 
 class PostgresVerifying:
@@ -243,7 +248,7 @@ async def _page(
     connection: "Connection", sql: Mapping[str, str], memory_ids: Sequence[str], first: UUID, limit: int
 ) -> list[tuple[str, Here]]:
     """A page of rows; one with a row that PostgreSQL cannot make JSON of is read row by row."""
-    parameters = ((), (), memory_ids, first, limit)
+    parameters = (memory_ids, first, limit)
     try:
         async with connection.transaction():
             records = await connection.fetch(sql["local_digests"], *parameters)

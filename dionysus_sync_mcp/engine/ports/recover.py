@@ -1,6 +1,6 @@
 """What a recovery needs, and the refilling of a remote store that lost something."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -148,10 +148,6 @@ class Restorer(Protocol):
 
     async def complete_schema(self, definition: str | None) -> list[str]:
         """Add the user's triggers, row security, and the foreign keys of other tables; what could not be, and why."""
-        ...
-
-    def digests(self, scope: Scope) -> AsyncIterator[Sequence[Digest]]:
-        """The local memories in scope, in pages, ordered by id. An absent table has none."""
         ...
 
     async def restore(self, recovery_id: str, restorations: Sequence[Restoration]) -> PageResult:
