@@ -2,7 +2,7 @@
 
 from dionysus_sync_mcp.domain.exposure import Counts, missing_there
 from dionysus_sync_mcp.engine.guard import Guard
-from dionysus_sync_mcp.engine.ports.recover import Refilling, RemoteReader
+from dionysus_sync_mcp.engine.ports.recover import Holdings, Refilling, RemoteReader
 from dionysus_sync_mcp.engine.ports.shared import Scope, SyncEvent
 from dionysus_sync_mcp.engine.ports.status import LocalStatus
 
@@ -17,19 +17,20 @@ class Refiller:
         self._reader = reader
         self._rows = rows
         self._guard = guard
-        self._in_vain: tuple[int, bool] | None = None
+        self._in_vain: tuple[int, Holdings] | None = None
 
     async def refill_once(self) -> int:
         """Queue again every confirmed row that the remote does not have; how many were.
 
-        The rows are compared only where the counts give reason to, and once for the same reason.
+        The rows are compared only where the counts give reason to, and once for the same reason: a remote store may be
+        seen while it is being wiped, with the memories still there and what it knows of this store gone.
         """
         state = await self._local.state()
         if not state.capture_installed or state.identity is None or not state.memories:
             return 0
         held, live = await self._reader.holdings(state.identity.id), (await self._reader.counts()).live
         missing = missing_there(Counts(state.memories, state.queued + state.parked, live, held.live))
-        reason = (missing, held.known)
+        reason = (missing, held)
         if (not missing and held.known) or reason == self._in_vain:
             return 0
         queued = await self._queue_missing()

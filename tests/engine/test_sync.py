@@ -273,6 +273,24 @@ async def test_a_wiped_remote_is_filled_again() -> None:
 
 
 @pytest.mark.promise("P7")
+async def test_a_remote_that_is_seen_while_it_is_wiped_is_filled_again() -> None:
+    """What it knew of this store went before the memories did, and those of another store hide how few there are."""
+    local, other, remote = MemoryLocal(), MemoryLocal(), MemoryRemote()
+    other.identity_ = replace(other.identity_, id="other")
+    local.write("a", "c")
+    for number in range(5):
+        other.write(str(number), "c")
+    filling = syncer(local, remote)
+    await filling.sync()
+    await syncer(other, remote).sync()
+    del remote.stores[local.identity_.id]
+    assert (await filling.sync()).pushed == 0
+    del remote.nodes["a"]
+    assert (await filling.sync()).pushed == 1
+    assert len(remote.nodes) == 6
+
+
+@pytest.mark.promise("P7")
 async def test_a_lost_table_is_not_all_well() -> None:
     """Rows vanished without a change that was captured: the sync says so, and mirrors nothing."""
     local, remote = MemoryLocal(), MemoryRemote()
