@@ -12,6 +12,12 @@ from tests.integration.stores import graph, plain_client
 from tests.services.waiting import until
 
 STOP = signal.SIGSTOP
+# Of a process that stands still in the middle of another statement, beside its push: the server would wait for its end.
+END_LOOKS = """
+SELECT pg_terminate_backend(look.pid) FROM pg_locks AS look
+WHERE look.relation = 'memories'::regclass AND look.granted AND look.pid <> pg_backend_pid() AND NOT EXISTS (
+    SELECT FROM pg_locks AS push WHERE push.pid = look.pid AND push.locktype = 'advisory')
+"""
 REFERRING = (
     "CREATE TABLE notes (id serial PRIMARY KEY, memory uuid REFERENCES memories);"
     " INSERT INTO notes (memory) SELECT id FROM memories LIMIT 3"
@@ -138,6 +144,7 @@ async def test_25_dropped_during_a_push(field: Field, scenario: Scenario, step: 
         async with worker(stores, failpoint=Failpoint(step, sends=STOP)) as program:
             await program.at_failpoint()
             standing = await program.stopped()
+            await client.execute(END_LOOKS)
             await client.execute("DROP TABLE memories")
             gone = not (await held(client)).images
             program.resume()

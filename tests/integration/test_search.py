@@ -48,7 +48,7 @@ class Search:
 
     async def ask(self, text: str, filters: Filters | None = None) -> QueryAnswer:
         """Query, on services that are awake: how long they may take is no matter of these tests."""
-        await self._questions.embed_query(text)
+        await self._questions.embed_query(text.strip())
         await self.store.search_words(text, Filters(), 1)
         request = QueryRequest(text, filters or Filters())
         return await query(request, self.store, self.store, Absent(), self._questions, 0.5)
