@@ -132,7 +132,7 @@ async def test_25_the_table_is_dropped(field: Field, scenario: Scenario, blow: B
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize(
     "step",
-    [pytest.param(step, marks=pytest.mark.slow) for step in ("before:write_memories", "after:COMMIT(write_memories)")],
+    ["before:write_memories", pytest.param("after:COMMIT(write_memories)", marks=pytest.mark.slow)],
 )
 async def test_25_dropped_during_a_push(field: Field, scenario: Scenario, step: str) -> None:
     """The push goes on without the table, what it brought counts, and the worker goes on."""
